@@ -1,0 +1,63 @@
+# Everything sets itself up: a bare Python 3.11 or 3.12 and make are enough, as any user, without root.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
+PYTEST_ARGS ?=
+GPU := $(wildcard /dev/nvidia0)
+PILOT_MODEL := build/pilot-model
+# Only a folder with this file in it is replaced by the next demo.
+MARK := .made-by-make-demo
+
+.PHONY: help venv demo test check soak bench clean
+
+help: ## Say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+venv: $(READY) ## Make .venv with everything in it (once; the other targets do it by themselves)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with its venv module is needed, and none was found." \
+		"Name one: make venv PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Making $(VENV) with $(PYTHON); the first time this downloads torch."
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[operator,node]" --group dev
+	@touch $@
+
+demo: $(READY) ## Train the pilot: four organisations, four processes, and a report at the end
+	@if [ -e demo-run ] && [ ! -e demo-run/$(MARK) ]; then \
+		echo "demo-run was not made, or not finished, by make demo: move it away first" >&2; exit 1; fi
+	@rm -rf demo-run
+	$(BIN)/python -m pcmoe_node.upcycle manifests/samples/base --experts 16 --top-k 2 --output $(PILOT_MODEL)
+	@trap : INT TERM; status=0; set -x; $(BIN)/pcmoe run manifests/samples/pilot.yaml --output demo-run \
+		$(foreach name,abbey clinic lawfirm software,--volume $(name):model=$(PILOT_MODEL)) || status=$$?; \
+		{ set +x; } 2>/dev/null; touch demo-run/$(MARK); exit $$status
+
+test: $(READY) ## Run every test but the long ones
+	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
+	$(BIN)/python -m pytest -q -m "not soak$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+
+check: $(READY) ## Lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: $(READY) ## Run the long tests (minutes to hours)
+	$(BIN)/python -m pytest -q -m soak --timeout 0 $(PYTEST_ARGS)
+
+bench: $(READY) ## Measure the exchange; prints JSON
+	$(BIN)/python benchmarks/exchange.py
+
+clean: ## Remove what was built and cached; .venv and runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,71 @@
+"""Every way a node ends, and the exit code it ends with.
+
+    NodeError
+    ├── ConfigError       64  NodeConfig or agreement is not usable here: field, value, rule
+    ├── DataError         65  the dataset can't be read: path, record number, reason; never a value
+    ├── ResourceError     66  something this machine must have is missing: a file, a GPU, a free port
+    ├── IdentityError     67  who is who: certificates, CAs, TLS, a peer that holds another agreement
+    ├── ProtocolError     68  a peer sent what the agreement forbids: malformed, out of bounds, non-finite
+    ├── DivergedError     69  this participant's own numbers overflowed ten steps in a row
+    └── PeerLostError     75  a peer went away or fell silent; starting again may help
+
+Exit code 0 means that the last round is done and stored. A node that is told to stop ends with 143
+(SIGTERM) or 130 (SIGINT). `pcmoe run` and the operator tell what to restart by these numbers alone.
+"""
+
+from typing import ClassVar
+
+
+class NodeError(Exception):
+    """A node that can't go on. The message names the field or peer, the value where it isn't data, and the rule."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class ConfigError(NodeError):
+    """The configuration can't be used: a field, its value and the rule it breaks."""
+
+    exit_code = 64
+
+
+class DataError(NodeError):
+    """A record can't be used. Names the path and the record's number, never its content."""
+
+    exit_code = 65
+
+
+class ResourceError(NodeError):
+    """Something this machine must have is missing: a model file, a GPU, a free port, disk space."""
+
+    exit_code = 66
+
+
+class IdentityError(NodeError):
+    """A peer is not who it says it is, or holds another agreement, or our own certificate can't be used."""
+
+    exit_code = 67
+
+
+class ProtocolError(NodeError):
+    """A peer sent what the agreement forbids. Ends the run everywhere and is never retried."""
+
+    exit_code = 68
+
+
+class DivergedError(NodeError):
+    """This participant's own losses or gradients were not finite ten steps in a row."""
+
+    exit_code = 69
+
+
+class PeerLostError(NodeError):
+    """A peer closed its connection, or sent no byte, or made no progress, for longer than agreed."""
+
+    exit_code = 75
+
+
+EXIT_TERMINATED = 143
+"""Told to stop by SIGTERM before the last round was stored."""
+
+EXIT_INTERRUPTED = 130
+"""Told to stop by SIGINT before the last round was stored."""

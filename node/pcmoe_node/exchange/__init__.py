@@ -1,0 +1,1 @@
+"""What carries hidden states and gradients between participants."""

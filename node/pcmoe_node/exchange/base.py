@@ -1,0 +1,155 @@
+"""The seam below dispatch and combine: messages, the buffers they live in, and what a transport must do.
+
+A transport carries `Message`s between participants, which are known by their index in the agreement's sorted
+list. `local` (threads of one process) and `tls` (sockets, mutual TLS) stand behind this seam and are held to one
+conformance suite. Imports no torch: tensors enter and leave through buffers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from pcmoe_node.errors import NodeError
+
+
+class Kind(IntEnum):
+    """Every kind of message, once.
+
+    Handshake:      HELLO, WELCOME, REFUSED, DIFFERS (carries the canonical agreement to a verified peer)
+    Owner to host:  FORWARD (hidden states), BACKWARD (gradients), EVALUATE (hidden states, leaves no state)
+    Host to owner:  FORWARD_REPLY, BACKWARD_REPLY, EVALUATE_REPLY
+    Start:          HELD (the newest round this participant has stored)
+    Step:           STEP_END (an owner is done), VOTE (a host's gradient norm), DONE (an owner needs nobody more)
+    Liveness:       BEAT, WAITING (what a host waits for), ABORT (the sender ends, and why)
+    """
+
+    HELLO = 1
+    WELCOME = 2
+    REFUSED = 3
+    DIFFERS = 4
+    FORWARD = 16
+    FORWARD_REPLY = 17
+    BACKWARD = 18
+    BACKWARD_REPLY = 19
+    EVALUATE = 20
+    EVALUATE_REPLY = 21
+    STEP_END = 32
+    VOTE = 33
+    DONE = 34
+    HELD = 35
+    BEAT = 48
+    WAITING = 49
+    ABORT = 50
+
+
+class WireDtype(IntEnum):
+    """Element type of the hidden states or gradients in a payload."""
+
+    NONE = 0
+    FLOAT32 = 1
+    BFLOAT16 = 2
+
+    @property
+    def size(self) -> int:
+        """Bytes per element."""
+        return {WireDtype.NONE: 0, WireDtype.FLOAT32: 4, WireDtype.BFLOAT16: 2}[self]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What stands before every payload; 64 bytes on the wire (`wire.py`)."""
+
+    kind: Kind
+    view: int = 0
+    """Number of the list of participants that are in; 0 until views exist."""
+    step: int = 0
+    """Global step; for EVALUATE the version, that is, the number of steps decided so far."""
+    micro_batch: int = 0
+    layer: int = 0
+    request: int = 0
+    """Chosen by the owner, unique per (owner, host); a reply repeats it."""
+    dtype: WireDtype = WireDtype.NONE
+    rows: int = 0
+    """Distinct tokens."""
+    slots: int = 0
+    """(token, expert) pairs."""
+    payload_length: int = 0
+    """Bytes that mean something."""
+    pad_length: int = 0
+    """Zero bytes after them, so that sizes on the network tell little."""
+
+
+class Buffer:
+    """A writable block of memory of a pool; `release` gives it back, once."""
+
+    __slots__ = ("_give_back", "view")
+
+    def __init__(self, memory: bytearray, give_back: Callable[[bytearray], None] | None = None) -> None:
+        self.view = memoryview(memory)
+        self._give_back = give_back
+
+    def release(self) -> None:
+        """Give the memory back to its pool. The view must not be used any more; a second call does nothing."""
+        if self._give_back is not None:
+            give_back, self._give_back = self._give_back, None
+            memory = self.view.obj
+            assert isinstance(memory, bytearray)
+            give_back(memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A header and its payload (`payload_length + pad_length` bytes at the buffer's start)."""
+
+    header: Header
+    payload: Buffer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message from a peer, or the end of that peer (`failure`): lost, silent, aborted, malformed, refused."""
+
+    peer: int
+    message: Message | None = None
+    failure: NodeError | None = None
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes and messages exchanged with one peer since start; content counts padding, not TLS."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    hidden_rows_sent: int = field(default=0)
+    """Rows of hidden states (FORWARD, EVALUATE) sent to this peer."""
+
+
+class Transport(Protocol):
+    """Carries messages. `receive` has one caller; everything else may be called from any thread."""
+
+    def open(self, timeout: float) -> None:
+        """Be connected to every peer, both ways welcomed, within `timeout` seconds, or raise a `NodeError`."""
+
+    def allocate(self, size: int) -> Buffer:
+        """A buffer of at least `size` bytes from the pool, content undefined; never blocks."""
+
+    def send(self, peer: int, message: Message) -> None:
+        """Queue a message and return at once; the transport releases its payload when it is written."""
+
+    def receive(self, timeout: float) -> Arrival | None:
+        """The next arrival, or None after `timeout` seconds. The caller releases its payload."""
+
+    def progress(self, phase: str) -> None:
+        """Something moved: raises the counter that the beats carry, with the phase it moved in."""
+
+    def traffic(self) -> dict[int, Traffic]:
+        """A copy of the counters, per peer."""
+
+    def abort(self, error: NodeError) -> None:
+        """Tell every peer that this node ends, with its exit code and reason, then close (at most 2 s)."""
+
+    def close(self) -> None:
+        """Say goodbye, write what is queued (at most 5 s), close everything, join the I/O thread. Idempotent."""

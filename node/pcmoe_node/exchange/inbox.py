@@ -1,0 +1,139 @@
+"""What both transports share: the queue of arrivals, the counters, and what is known of a peer's progress."""
+
+import queue
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from pcmoe_node.errors import NodeError
+from pcmoe_node.exchange.base import Arrival, Header, Kind, Message, Traffic
+from pcmoe_node.exchange.wire import HEADER_SIZE
+
+_OWN_KINDS = (Kind.BEAT, Kind.ABORT)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """What a peer's beats say. A wait ends the run when its root stands still for longer than agreed."""
+
+    counter: int
+    """Raised by the peer whenever something moved there."""
+    phase: str
+    still_seconds: float
+    """Time since the counter was last seen to rise."""
+    left: bool
+    """The peer has said goodbye."""
+
+
+class Inbox:
+    """Arrivals in order. Any thread delivers, one receives. Only the first failure is ever delivered."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._failure: NodeError | None = None
+        self._closed = False
+
+    @property
+    def failure(self) -> NodeError | None:
+        """The failure that was delivered."""
+        return self._failure
+
+    def deliver(self, peer: int, message: Message) -> None:
+        """Queue a message; after `close` its payload is released instead."""
+        if self._closed:
+            if message.payload is not None:
+                message.payload.release()
+            return
+        self._queue.put(Arrival(peer, message))
+
+    def fail(self, peer: int, failure: NodeError) -> bool:
+        """Queue the end of a peer. False when another failure came first or the inbox is closed."""
+        with self._lock:
+            if self._failure is not None or self._closed:
+                return False
+            self._failure = failure
+        self._queue.put(Arrival(peer, failure=failure))
+        return True
+
+    def receive(self, timeout: float) -> Arrival | None:
+        """The next arrival, or None after `timeout` seconds."""
+        try:
+            if timeout <= 0:
+                return self._queue.get_nowait()
+            return self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """Take no more, and release the payloads that nobody will receive."""
+        self._closed = True
+        while (arrival := self.receive(0)) is not None:
+            if arrival.message is not None and arrival.message.payload is not None:
+                arrival.message.payload.release()
+
+
+class Counters:
+    """Traffic per peer, as handed over for sending and as delivered: frames with padding, without TLS.
+
+    The transport's own BEAT and ABORT aren't counted, so that equal runs count equal bytes.
+    """
+
+    def __init__(self, peers: Iterable[int]) -> None:
+        self._lock = threading.Lock()
+        self._traffic = {peer: Traffic() for peer in peers}
+
+    def sent(self, peer: int, header: Header) -> None:
+        """A message was queued for `peer`."""
+        if header.kind in _OWN_KINDS:
+            return
+        with self._lock:
+            traffic = self._traffic[peer]
+            traffic.bytes_sent += HEADER_SIZE + header.payload_length + header.pad_length
+            traffic.messages_sent += 1
+            if header.kind in (Kind.FORWARD, Kind.EVALUATE):
+                traffic.hidden_rows_sent += header.rows
+
+    def received(self, peer: int, header: Header) -> None:
+        """A message of `peer` is complete."""
+        if header.kind in _OWN_KINDS:
+            return
+        with self._lock:
+            traffic = self._traffic[peer]
+            traffic.bytes_received += HEADER_SIZE + header.payload_length + header.pad_length
+            traffic.messages_received += 1
+
+    def copy(self) -> dict[int, Traffic]:
+        """The counters as they are now."""
+        with self._lock:
+            return {peer: replace(traffic) for peer, traffic in self._traffic.items()}
+
+
+def seal(message: Message) -> int:
+    """Bytes of the payload on the wire, after its padding was overwritten with zeros.
+
+    A pooled buffer holds what an earlier message left; none of that may ever leave this machine.
+    """
+    header = message.header
+    total = header.payload_length + header.pad_length
+    if message.payload is None:
+        if total:
+            raise ValueError(f"{header.kind.name} has no payload, and its header says {total} bytes")
+        return 0
+    view = message.payload.view
+    if len(view) < total:
+        raise ValueError(
+            f"{header.kind.name} has a payload of {len(view)} bytes, and its header says {total}"
+        )
+    if header.pad_length:
+        view[header.payload_length : total] = bytes(header.pad_length)
+    return total
+
+
+def relayed(
+    kind: type[NodeError], names: tuple[str, ...], sender: int, origin: int, reason: str
+) -> NodeError:
+    """The failure that an ABORT means here: of the class it began with, root cause first."""
+    if origin == sender or origin >= len(names):
+        return kind(f"{names[sender]} ended the run: {reason}")
+    return kind(f"{names[origin]} ended the run: {reason} (reported by {names[sender]})")

@@ -1,0 +1,111 @@
+"""The host's desk: requests that wait, graphs that are kept for backward, and gradients that can wait.
+
+Requests come from other owners (messages) and from this node's own micro-batches (tensors, no message). Every
+request is answered before anything that nobody waits for is done: the weights' gradients come last.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pcmoe_node.experts import Batch, Saved, Shard
+from pcmoe_node.protocol.effects import Phase
+
+Key = tuple[int, int, int]
+"""(owner, micro-batch, layer) within the step that is being served."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What a forward left: its graph, or, beyond the budget, only its input."""
+
+    saved: Saved | None
+    batch: Batch | None
+    bytes_kept: int
+
+
+@dataclass(slots=True)
+class Deferred:
+    """Additions to the weights' gradients, in the order they may be made.
+
+    In `ordered` mode each layer's additions happen in (micro-batch, owner) order whatever the network did, so the
+    sums have the same bits in every run; otherwise in the order of arrival.
+    """
+
+    ordered: bool
+    _arrived: deque[Callable[[], None]] = field(default_factory=deque)
+    _waiting: dict[int, dict[tuple[int, int], Callable[[], None]]] = field(default_factory=dict)
+    _next: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)
+
+    def begin(self, layers: Iterable[int], owners: Iterable[int], micro_batches: int) -> None:
+        """Start a step: every layer will get one addition per micro-batch and owner."""
+        turns = [(micro_batch, owner) for micro_batch in range(micro_batches) for owner in sorted(owners)]
+        self._next = {layer: deque(turns) for layer in layers}
+        self._waiting = {layer: {} for layer in layers}
+
+    def put(self, key: Key, addition: Callable[[], None]) -> None:
+        """Record one message's addition."""
+        owner, micro_batch, layer = key
+        if not self.ordered:
+            self._arrived.append(addition)
+            return
+        waiting, turns = self._waiting[layer], self._next[layer]
+        waiting[(micro_batch, owner)] = addition
+        while turns and turns[0] in waiting:
+            self._arrived.append(waiting.pop(turns.popleft()))
+
+    def play_one(self) -> bool:
+        """Make one addition; False where there is none."""
+        if not self._arrived:
+            return False
+        self._arrived.popleft()()
+        return True
+
+    def play_all(self) -> None:
+        """Make every addition that may be made."""
+        while self.play_one():
+            pass
+
+
+class Host:
+    """Serves this node's shards, one request at a time, within a budget for kept activations."""
+
+    def __init__(self, shards: dict[int, Shard], *, activation_bytes: int, ordered: bool) -> None:
+        self.shards = shards
+        self.deferred = Deferred(ordered)
+        self._budget = activation_bytes
+        self._kept: dict[Key, _Kept] = {}
+        self._bytes_kept = 0
+
+    def begin_step(self, owners: Iterable[int], micro_batches: int) -> None:
+        """Nothing is left over from the step before."""
+        assert not self._kept, f"activations of {sorted(self._kept)} were never used"
+        self.deferred.begin(self.shards, owners, micro_batches)
+
+    def forward(self, phase: Phase, key: Key, batch: Batch) -> tuple[Tensor, bool]:
+        """(y [R, H], whether `batch`'s memory is still needed until backward)."""
+        shard = self.shards[key[2]]
+        if phase is Phase.EVALUATE:
+            return shard.forward(batch, keep=False)[0], False
+        size = shard.activation_bytes(batch)
+        fits = self._bytes_kept + size <= self._budget
+        y_RH, saved = shard.forward(batch, keep=fits)
+        self._kept[key] = _Kept(saved, None if fits else batch, size if fits else 0)
+        self._bytes_kept += size if fits else 0
+        return y_RH, not fits
+
+    def backward(self, key: Key, dy_RH: Tensor) -> tuple[Tensor, Tensor]:
+        """(dx [R, H], dweights [S]); the weights' gradients are put off."""
+        shard = self.shards[key[2]]
+        kept = self._kept.pop(key)
+        self._bytes_kept -= kept.bytes_kept
+        saved = kept.saved
+        if saved is None:
+            assert kept.batch is not None
+            _, saved = shard.forward(kept.batch, keep=True)
+            assert saved is not None
+        dx_RH, dweights_S, addition = shard.backward(saved, dy_RH)
+        self.deferred.put(key, addition)
+        return dx_RH, dweights_S

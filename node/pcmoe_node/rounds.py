@@ -1,0 +1,171 @@
+"""The round loop: steps, then an evaluation at its turn, then a stored round. The unit of progress and of recovery."""
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from pcmoe_node.checkpoint import Checkpoints
+from pcmoe_node.exchange.base import Kind, Traffic
+from pcmoe_node.participant import position, tensors
+from pcmoe_node.protocol.round import evaluation_due
+from pcmoe_node.status import Journal, State, resident
+from pcmoe_node.step import Participant, Tally, evaluate, run_step
+
+log = logging.getLogger("pcmoe")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run keeps beside the participant itself."""
+
+    node: Participant
+    state: State
+    journal: Journal
+    checkpoints: Checkpoints
+    baseline_rss: int
+    """Resident bytes after imports, before anything was loaded."""
+    tokens: int = 0
+    """Supervised tokens trained on, over all runs."""
+    started: float = field(default_factory=time.monotonic)
+    before: dict[int, Traffic] = field(default_factory=dict)
+
+
+def run_rounds(run: Run, first_round: int) -> None:
+    """From the round after `first_round` to the last; every round is stored before the next one begins."""
+    node, training = run.node, run.node.config.training
+    held_out = None
+    if first_round == 0 and training.evaluation_sequences:
+        held_out = _evaluate(run)
+    if first_round == 0:
+        _record(run, 0, held_out)
+
+    for round_number in range(first_round + 1, training.rounds + 1):
+        # ---- the steps
+        run.state.phase = "TRAINING"
+        first = (round_number - 1) * training.steps_per_round
+        for step in range(first, first + training.steps_per_round):
+            decision = run_step(node, step)
+            if not decision.apply:
+                log.warning("step %d was skipped by all: %s", step, decision.reason)
+            _progress(run)
+
+        # ---- once in a while: how well does it do on documents it never trained on?
+        held_out = None
+        if training.evaluation_sequences and evaluation_due(
+            round_number, training.evaluation_every_rounds, training.rounds
+        ):
+            held_out = _evaluate(run)
+
+        # ---- make the round durable
+        run.state.phase = "CHECKPOINT"
+        run.tokens += node.tally.tokens
+        with node.conductor.clock.phase("checkpoint"):
+            run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
+        _record(run, round_number, held_out)
+
+    # ---- nobody leaves before every owner has said that it needs nobody more
+    farewell = node.conductor.farewell
+    if farewell.done():
+        node.conductor.broadcast(Kind.DONE, node.conductor.machine.version)
+    node.conductor.wait_until(lambda: farewell.may_leave)
+    run.state.phase = "DONE"
+
+
+def _evaluate(run: Run) -> float | None:
+    run.state.phase = "EVALUATING"
+    run.node.conductor.transport.progress("EVALUATING")
+    loss = evaluate(run.node)
+    run.state.held_out_loss = loss
+    return loss
+
+
+def _progress(run: Run) -> None:
+    """Show where the run stands; cheap, once a step."""
+    node, state = run.node, run.state
+    node.conductor.transport.progress("TRAINING")
+    state.step = node.conductor.machine.version
+    state.train_loss = node.tally.mean
+    state.tokens = run.tokens + node.tally.tokens
+    state.traffic = _named(run, node.conductor.transport.traffic())
+    if torch.cuda.is_available() and node.device.type == "cuda":
+        state.gpu_bytes = torch.cuda.memory_allocated(node.device)
+
+
+def _record(run: Run, round_number: int, held_out: float | None) -> None:
+    """One line of `rounds.jsonl`; the same figures in the log."""
+    node, state = run.node, run.state
+    now, traffic = time.monotonic(), node.conductor.transport.traffic()
+    seconds, tally = now - run.started, node.tally
+    state.round, state.step, state.tokens = round_number, node.conductor.machine.version, run.tokens
+    state.tokens_per_second = tally.tokens / seconds if tally.tokens else None
+    if tally.mean is not None:
+        state.train_loss = tally.mean
+    state.traffic = _named(run, traffic)
+    run.journal.round(
+        {
+            "round": round_number,
+            "step": state.step,
+            "time": time.time(),
+            "seconds": seconds,
+            "trainLoss": tally.mean,
+            "heldOutLoss": held_out,
+            "tokens": tally.tokens,
+            "stepsApplied": tally.applied,
+            "stepsSkipped": tally.skipped,
+            "secondsByPhase": node.conductor.clock.take(),
+            "traffic": _named_difference(run, traffic),
+            "memory": _memory(run),
+        }
+    )
+    log.info(
+        "round %d/%d: step %d, training loss %s, held-out loss %s, %d tokens in %.1f s",
+        round_number,
+        state.rounds,
+        state.step,
+        _shown(tally.mean),
+        _shown(held_out),
+        tally.tokens,
+        seconds,
+    )
+    run.started, run.before, node.tally = now, traffic, Tally()
+
+
+def _memory(run: Run) -> dict[str, object]:
+    backbone, experts = run.node.backbone.bytes(), run.node.experts.bytes()
+    peak = torch.cuda.max_memory_allocated(run.node.device) if run.node.device.type == "cuda" else None
+    tensor_bytes = {"backbone": backbone["weights"], "experts": experts["weights"]}
+    for kind in ("gradients", "moments", "masters"):
+        tensor_bytes[kind] = backbone[kind] + experts[kind]
+    run.state.tensor_bytes = sum(tensor_bytes.values())
+    return {
+        **resident(),
+        "baselineRssBytes": run.baseline_rss,
+        "tensorBytes": tensor_bytes,
+        "gpuPeakBytes": peak,
+    }
+
+
+def _named(run: Run, traffic: dict[int, Traffic]) -> dict[str, Traffic]:
+    return {run.node.conductor.names[peer]: counters for peer, counters in traffic.items()}
+
+
+def _named_difference(run: Run, traffic: dict[int, Traffic]) -> dict[str, dict[str, int]]:
+    """What was exchanged with each peer since the last record, in the names of the journal."""
+    result = {}
+    for peer, counters in traffic.items():
+        before = asdict(run.before.get(peer, Traffic()))
+        result[run.node.conductor.names[peer]] = {
+            _camel(name): value - before[name] for name, value in asdict(counters).items()
+        }
+    return result
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _shown(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f}"

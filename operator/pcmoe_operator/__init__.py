@@ -1,0 +1,1 @@
+"""From a `PCMoEConsortium` manifest to running participants. Never imports torch."""

@@ -1,0 +1,243 @@
+"""From a manifest to the folder of a run, and from the folder of a run to what is to be started."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pcmoe_operator import spec
+from pcmoe_operator.agreement import canonical
+from pcmoe_operator.errors import UsageError
+from pcmoe_operator.local.folder import PRIVATE_FOLDER, RunFolder, RunRecord, Seat, Volumes
+from pcmoe_operator.local.ports import LOOPBACK, free_ports
+from pcmoe_operator.local.processes import Member
+from pcmoe_operator.nodeconfig import Places, identity_of, node_config
+from pcmoe_operator.pki import KeyPair, issue_leaf, write_participant, write_private
+from pcmoe_operator.plan import Plan, make_plan
+from pcmoe_operator.schema import Consortium
+
+NODE_COMMAND = (sys.executable, "-m", "pcmoe_node")
+SOFTWARE = ("pcmoe", "torch", "transformers", "safetensors", "cryptography", "pydantic")
+
+VolumeKind = Literal["dataset", "model", "order-secret"]
+KINDS: tuple[VolumeKind, ...] = ("dataset", "model", "order-secret")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VolumeOption:
+    """One `--volume NAME:KIND=PATH`."""
+
+    participant: str
+    kind: VolumeKind
+    path: Path
+
+    @staticmethod
+    def parse(text: str) -> "VolumeOption":
+        """The option in its text; raises `UsageError` with the form it must have."""
+        place, equals, path = text.partition("=")
+        name, colon, kind = place.partition(":")
+        for known in KINDS:
+            if equals and colon and name and path and kind == known:
+                return VolumeOption(participant=name, kind=known, path=Path(path))
+        raise UsageError(f"--volume {text!r}: must be NAME:KIND=PATH with KIND one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedRun:
+    """A run that can be started."""
+
+    folder: RunFolder
+    title: str
+    members: tuple[Member, ...]
+
+
+def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()) -> PreparedRun:
+    """Make the folder of a new run. Everything is checked before anything is written.
+
+    Raises `ManifestError` for a bad manifest and `UsageError` for a folder or a volume that can't be used.
+    """
+    consortium = spec.load(manifest)
+    plan = make_plan(consortium)
+    seats = _new_seats(consortium, manifest.resolve().parent / "volumes", volumes)
+    folder = RunFolder(output.resolve())
+    folder.make()
+    folder.manifest.write_bytes(manifest.read_bytes())
+    threads = max(1, _cores() // len(consortium.names))
+    for name in consortium.names:
+        folder.of(name).mkdir(mode=PRIVATE_FOLDER)
+        write_participant(folder.certificates(name), name, consortium.agreement.id)
+    record = RunRecord(
+        version=software().get("pcmoe", ""),
+        frozen=_frozen(consortium),
+        threads=threads,
+        cores=_cores(),
+        software=software(),
+        participants=seats,
+    )
+    return _ready(folder, consortium, plan, record)
+
+
+def resume(output: Path, manifest: Path | None = None) -> PreparedRun:
+    """Make a stopped run ready to go on: new ports, and `manifest` instead of its own if one is given.
+
+    Raises `UsageError` if the folder holds no run, or the manifest changes what is frozen by then.
+    """
+    folder = RunFolder(output.resolve())
+    record = folder.load()
+    source = manifest or folder.manifest
+    consortium = spec.load(source)
+    plan = make_plan(consortium)
+    if _frozen(consortium) != record.frozen:
+        raise UsageError(
+            f"{source}: id, model, experts and participants of the agreement must stay as they were when "
+            f"{folder.path} was made; start a new run for another consortium"
+        )
+    ports = iter(free_ports(2 * len(record.participants)))
+    seats = {
+        name: replace(seat, status=f"http://{LOOPBACK}:{next(ports)}", endpoint=f"{LOOPBACK}:{next(ports)}")
+        for name, seat in record.participants.items()
+    }
+    for name, seat in seats.items():
+        _check_volumes(name, seat.volumes, consortium)
+        _renew_leaf(folder.certificates(name), name, consortium.agreement.id)
+    if manifest is not None:
+        folder.manifest.write_bytes(manifest.read_bytes())
+    return _ready(folder, consortium, plan, replace(record, participants=seats, software=software()))
+
+
+def _ready(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord) -> PreparedRun:
+    """Write every configuration, then the record that makes the folder a run."""
+    members = tuple(_member(folder, consortium, plan, record, name) for name in consortium.names)
+    folder.store(record)
+    return PreparedRun(folder=folder, title=consortium.metadata.name, members=members)
+
+
+def _member(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord, name: str) -> Member:
+    seat = record.participants[name]
+    config = node_config(consortium, plan, name, _places(folder, record, name))
+    threads = config.threads or record.threads
+    text = config.model_copy(update={"threads": threads}).model_dump_json(indent=2)
+    write_private(folder.config(name), text + "\n")
+    return Member(
+        name=name,
+        folder=folder.of(name),
+        status_url=seat.status,
+        command=(*NODE_COMMAND, "--config", str(folder.config(name))),
+        threads=threads,
+    )
+
+
+def _places(folder: RunFolder, record: RunRecord, name: str) -> Places:
+    seat = record.participants[name]
+    volumes = seat.volumes
+    return Places(
+        listen=seat.endpoint,
+        status_listen=seat.status.removeprefix("http://"),
+        endpoints={peer: other.endpoint for peer, other in record.participants.items()},
+        ca_bundles={peer: (folder.certificates(peer) / "ca.crt").read_text() for peer in record.participants},
+        certificates=folder.certificates(name),
+        dataset=Path(volumes.dataset),
+        model=Path(volumes.model) if volumes.model else None,
+        checkpoint=folder.of(name) / "checkpoint",
+        log=folder.of(name) / "log",
+        order_secret=Path(volumes.order_secret) if volumes.order_secret else None,
+    )
+
+
+def _new_seats(consortium: Consortium, root: Path, options: tuple[VolumeOption, ...]) -> dict[str, Seat]:
+    """A place for each participant; all of them run here, so each needs its volumes here."""
+    absent = sorted(set(consortium.names) - {local.name for local in consortium.local})
+    if absent:
+        raise UsageError(f"spec.local: has no {', '.join(absent)}; a local run needs every participant")
+    chosen = _by_participant(consortium, options)
+    ports = iter(free_ports(2 * len(consortium.names)))
+    seats = {}
+    for name in consortium.names:
+        own = chosen.get(name, {})
+        secret = own.get("order-secret")
+        volumes = Volumes(
+            dataset=str(own.get("dataset", root / name / "dataset").resolve()),
+            model=str(own.get("model", root / name / "model").resolve())
+            if _needs_model(consortium)
+            else None,
+            order_secret=str(secret.resolve()) if secret else None,
+        )
+        _check_volumes(name, volumes, consortium)
+        seats[name] = Seat(
+            status=f"http://{LOOPBACK}:{next(ports)}", endpoint=f"{LOOPBACK}:{next(ports)}", volumes=volumes
+        )
+    return seats
+
+
+def _renew_leaf(certificates: Path, name: str, agreement_id: str) -> None:
+    """A new leaf from the participant's own CA: leaves last for days, a run may stand still for longer."""
+    try:
+        authority = KeyPair(
+            certificate=(certificates / "ca.crt").read_text(), key=(certificates / "ca.key").read_text()
+        )
+    except OSError as error:
+        raise UsageError(f"{certificates}: the CA of {name} can't be read: {error.strerror}") from error
+    leaf = issue_leaf(authority, identity_of(name, agreement_id))
+    write_private(certificates / "tls.crt", leaf.certificate)
+    write_private(certificates / "tls.key", leaf.key)
+
+
+def _by_participant(
+    consortium: Consortium, options: tuple[VolumeOption, ...]
+) -> Mapping[str, Mapping[VolumeKind, Path]]:
+    chosen: dict[str, dict[VolumeKind, Path]] = {}
+    for option in options:
+        if option.participant not in consortium.names:
+            known = ", ".join(consortium.names)
+            raise UsageError(f"--volume {option.participant}:…: no such participant; there are {known}")
+        chosen.setdefault(option.participant, {})[option.kind] = option.path
+    return chosen
+
+
+def _needs_model(consortium: Consortium) -> bool:
+    return consortium.agreement.model.source.checkpoint is not None
+
+
+def _check_volumes(name: str, volumes: Volumes, consortium: Consortium) -> None:
+    """A run that would fail at its start for lack of a file isn't started."""
+    data = Path(volumes.dataset) / consortium.local_entry(name).dataset.path
+    if not data.exists():
+        raise UsageError(
+            f"{name}: dataset {data} doesn't exist; say where it is with --volume {name}:dataset=DIR"
+        )
+    if volumes.model is not None and not (Path(volumes.model) / "config.json").exists():
+        raise UsageError(
+            f"{name}: {volumes.model} holds no model (no config.json); "
+            f"say where it is with --volume {name}:model=DIR"
+        )
+    if volumes.order_secret is not None and not Path(volumes.order_secret).is_file():
+        raise UsageError(f"{name}: order secret {volumes.order_secret} doesn't exist")
+
+
+def _frozen(consortium: Consortium) -> str:
+    """Digest of what may not change once training began."""
+    agreement = json.loads(canonical(consortium))
+    parts = {key: agreement.get(key) for key in ("id", "model", "experts", "participants")}
+    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes, without importing any of it."""
+    found = {"Python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name in SOFTWARE:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

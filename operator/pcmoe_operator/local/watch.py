@@ -1,0 +1,177 @@
+"""How far the nodes are: their `/status`, asked for by one thread per node, and the rounds they wrote down.
+
+A node's answer is read with a limit and taken apart field by field: what has another type is absent.
+"""
+
+import json
+import threading
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pcmoe_operator.local.processes import Member
+
+POLL_SECONDS = 0.5
+REQUEST_SECONDS = 2.0
+MAX_ANSWER = 64 * 1024
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeStatus:
+    """One answer of a node's `/status`."""
+
+    phase: str
+    round: int
+    rounds: int
+    step: int
+    steps: int
+    train_loss: float | None
+    held_out_loss: float | None
+    tokens_per_second: float
+    bytes_sent: int
+    bytes_received: int
+    peers_connected: int
+    peers: int
+    rss_bytes: int
+
+    @staticmethod
+    def parse(answer: bytes) -> "NodeStatus | None":
+        """The status in a node's answer, or None if it isn't one."""
+        try:
+            given = json.loads(answer)
+        except ValueError:
+            return None
+        if not isinstance(given, dict):
+            return None
+        memory = given.get("memory")
+        return NodeStatus(
+            phase=printable(given.get("phase"), 20) or "STARTING",
+            round=_whole(given, "round"),
+            rounds=_whole(given, "rounds"),
+            step=_whole(given, "step"),
+            steps=_whole(given, "steps"),
+            train_loss=_number(given, "trainLoss"),
+            held_out_loss=_number(given, "heldOutLoss"),
+            tokens_per_second=_number(given, "tokensPerSecond") or 0.0,
+            bytes_sent=_whole(given, "bytesSent"),
+            bytes_received=_whole(given, "bytesReceived"),
+            peers_connected=_whole(given, "peersConnected"),
+            peers=_whole(given, "peers"),
+            rss_bytes=_whole(memory, "rssBytes") if isinstance(memory, dict) else 0,
+        )
+
+
+def _number(given: dict[str, Any], key: str) -> float | None:
+    value = given.get(key)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _whole(given: dict[str, Any], key: str) -> int:
+    value = given.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def printable(text: object, limit: int) -> str:
+    """Text from elsewhere as one printable line of at most `limit` characters; empty if it isn't text."""
+    if not isinstance(text, str):
+        return ""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class Watch:
+    """Asks every node for its status until closed; `latest` never waits."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._latest: dict[str, NodeStatus] = {}
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(m,), name=f"status-{m.name}", daemon=True)
+            for m in members
+        ]
+
+    def __enter__(self) -> "Watch":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(REQUEST_SECONDS + 1)
+
+    def latest(self, name: str) -> NodeStatus | None:
+        """The newest status of a node, or None before its first answer."""
+        return self._latest.get(name)
+
+    def _ask(self, member: Member) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            try:
+                with _OPENER.open(member.status_url + "/status", timeout=REQUEST_SECONDS) as answer:
+                    status = NodeStatus.parse(answer.read(MAX_ANSWER))
+            except (OSError, ValueError):  # not there yet, busy, or gone
+                continue
+            if status is not None:
+                self._latest[member.name] = status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundLine:
+    """What the plain view tells of one finished round."""
+
+    round: int
+    step: int
+    seconds: float
+    train_loss: float | None
+    held_out_loss: float | None
+    tokens: int
+    bytes_sent: int
+    bytes_received: int
+
+
+class RoundsTail:
+    """Reads a growing `rounds.jsonl`; each call gives the lines completed since the last one."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        """`from_end`: leave out what is there already (a resumed run)."""
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def new(self) -> list[RoundLine]:
+        """The rounds finished since the last call; a half-written last line waits for its end."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+        except OSError:
+            return []
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [line for line in map(_round_line, complete.splitlines()) if line is not None]
+
+
+def _round_line(text: bytes) -> RoundLine | None:
+    try:
+        given = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(given, dict):
+        return None
+    traffic = given.get("traffic")
+    peers = [p for p in traffic.values() if isinstance(p, dict)] if isinstance(traffic, dict) else []
+    return RoundLine(
+        round=_whole(given, "round"),
+        step=_whole(given, "step"),
+        seconds=_number(given, "seconds") or 0.0,
+        train_loss=_number(given, "trainLoss"),
+        held_out_loss=_number(given, "heldOutLoss"),
+        tokens=_whole(given, "tokens"),
+        bytes_sent=sum(_whole(p, "bytesSent") for p in peers),
+        bytes_received=sum(_whole(p, "bytesReceived") for p in peers),
+    )

@@ -1,0 +1,148 @@
+"""Certificates: one CA per participant, and a leaf that names the participant within its agreement.
+
+CA and leaf are ECDSA P-256. A leaf carries exactly one name, `<participant>.<agreement id>.pcmoe.internal`,
+is signed by the CA directly, and may be used by either side of a connection.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+BACKDATED = timedelta(hours=1)
+"""Clocks of partners differ; a certificate is valid from an hour before it was made."""
+LEAF_DAYS = 7
+AUTHORITY_DAYS = 3650
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyPair:
+    """A certificate and its private key, PEM."""
+
+    certificate: str
+    key: str
+
+
+def identity_of(participant: str, agreement_id: str) -> str:
+    """The dNSName of a participant."""
+    return f"{participant}.{agreement_id}.pcmoe.internal"
+
+
+def issue_authority(participant: str, agreement_id: str) -> KeyPair:
+    """A new CA for one participant; it may sign leaves only."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name(f"{participant} CA", agreement_id, x509.random_serial_number())
+    certificate = (
+        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign_certificates=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return _pair(certificate, key)
+
+
+def issue_leaf(authority: KeyPair, identity: str) -> KeyPair:
+    """A new leaf with `identity` as its only name, signed by `authority`, valid for 7 days."""
+    issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
+    signer = serialization.load_pem_private_key(authority.key.encode(), None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise TypeError("authority.key: must be an elliptic curve key")
+    key = ec.generate_private_key(ec.SECP256R1())
+    point = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    certificate = (
+        _builder(_name("pcmoe node", None, None), issuer.subject, key.public_key(), LEAF_DAYS)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(point), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(identity)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(sign_certificates=False), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return _pair(certificate, key)
+
+
+def write_participant(folder: Path, participant: str, agreement_id: str) -> str:
+    """Issue a CA and a leaf into `folder` (`ca.*`, `tls.*`: `.crt` and `.key`); returns the CA's PEM text."""
+    authority = issue_authority(participant, agreement_id)
+    leaf = issue_leaf(authority, identity_of(participant, agreement_id))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(folder / "ca.crt", authority.certificate)
+    write_private(folder / "ca.key", authority.key)
+    write_private(folder / "tls.crt", leaf.certificate)
+    write_private(folder / "tls.key", leaf.key)
+    return authority.certificate
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read; it is there whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o600)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _name(common: str, unit: str | None, serial: int | None) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common[:64])]
+    if unit is not None:
+        parts.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit[:64]))
+    if serial is not None:
+        # A subject of its own for each CA, also for two of one participant: issuers are found by subject.
+        parts.append(x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{serial:x}"))
+    return x509.Name(parts)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> KeyPair:
+    return KeyPair(
+        certificate=certificate.public_bytes(serialization.Encoding.PEM).decode(),
+        key=key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        ).decode(),
+    )

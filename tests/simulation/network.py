@@ -1,0 +1,63 @@
+"""Time and the network: a queue of events, and messages that are delayed, reordered and doubled at random."""
+
+import heapq
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pcmoe_node.protocol.effects import Request
+
+
+class Message(NamedTuple):
+    """What travels: a request, its reply, or one of STEP_END, VOTE and DONE with its content."""
+
+    sender: int
+    kind: str
+    request: Request | None = None
+    content: tuple[float, ...] = ()
+
+
+class Network:
+    """Runs events in the order of their time. One generator draws all that is random, so a seed repeats."""
+
+    def __init__(self, seed: int, copies: float, spread: float) -> None:
+        """`copies`: probability of a second copy of a message; `spread`: 0 … 1, how far delays differ."""
+        self.luck = random.Random(f"run {seed}")
+        self.now = 0.0
+        self._copies = copies
+        self._spread = spread
+        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._count = 0
+        self._deliver: Callable[[int, Message], None] | None = None
+
+    def connect(self, deliver: Callable[[int, Message], None]) -> None:
+        """`deliver(to, message)` is called for every arrival."""
+        self._deliver = deliver
+
+    def after(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action(*arguments)` once `delay` has passed."""
+        self._count += 1
+        heapq.heappush(self._events, (self.now + delay, self._count, action, arguments))
+
+    def later(self, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action(*arguments)` after a while: work that takes its time."""
+        self.after(self.luck.random(), action, *arguments)
+
+    def send(self, to: int, message: Message) -> None:
+        """A message on its way; one in fifty takes very long."""
+        assert self._deliver is not None
+        self.after(self._delay(), self._deliver, to, message)
+        if self._copies and self.luck.random() < self._copies:
+            self.after(self._delay() * 2, self._deliver, to, message)
+
+    def step(self) -> bool:
+        """Run the next event. False: there is none."""
+        if not self._events:
+            return False
+        self.now, _, action, arguments = heapq.heappop(self._events)
+        action(*arguments)
+        return True
+
+    def _delay(self) -> float:
+        # Heavy tail: from 1/1.02 to 50 with spread 1, so that control overtakes data and steps overlap.
+        return 1.0 + self._spread * (1.0 / (0.02 + self.luck.random()) - 1.0)

@@ -1,0 +1,190 @@
+"""The report: figures from what nodes wrote, and a page that loads nothing."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.builders import OLMOE, architecture, manifest
+from tests.unit.fake_node import round_record
+
+from pcmoe_operator.errors import UsageError
+from pcmoe_operator.report import write_report
+from pcmoe_operator.report.charts import Line, Scale, css_class, line_chart, stacked_bar, ticks
+from pcmoe_operator.report.read import read_rounds
+
+NAMES = ("berlin", "lyon", "oslo", "turin")
+OVERRIDES: dict[str, Any] = {"agreement.training.rounds": 4, "agreement.experts.localLayers.atEnd": 0}
+
+
+def make_run(folder: Path, rounds: int = 5, **overrides: Any) -> Path:
+    """A run's folder as four nodes left it."""
+    text = manifest(NAMES, OVERRIDES | overrides, config=architecture(OLMOE, num_experts=8))
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(text))
+    record = {"cores": 2, "threads": 1, "software": {"Python": "3.11", "torch": "2.13"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    for name in NAMES:
+        log = folder / name / "log"
+        log.mkdir(parents=True)
+        peers = [peer for peer in NAMES if peer != name]
+        lines = [json.dumps(round_record(number, peers)) + "\n" for number in range(rounds)]
+        (log / "rounds.jsonl").write_text("".join(lines))
+    return folder
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """The figures of a run's report, as written."""
+    found = json.loads(write_report(folder).data.read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_first_and_last_held_out_loss_and_their_change_are_told(tmp_path: Path) -> None:
+    loss = figures(make_run(tmp_path))["loss"]["lyon"]
+    assert (loss["firstHeldOut"], loss["lastHeldOut"]) == (3.2, pytest.approx(2.8))
+    assert loss["change"] == pytest.approx(-0.4)
+    assert loss["changePercent"] == -12.5
+    assert [r["round"] for r in loss["rounds"]] == [0, 1, 2, 3, 4]
+    assert loss["rounds"][0]["training"] is None
+
+
+def test_memory_is_compared_with_one_process_that_holds_the_whole_model(tmp_path: Path) -> None:
+    memory = figures(make_run(tmp_path))["memory"]
+    hidden, width, layers, experts = 32, 16, 3, 8
+    expert_bytes = layers * experts * 3 * hidden * width * 4
+    assert memory["whole"]["tensors"]["experts"] == expert_bytes
+    parameters = memory["basis"]["parameters"]
+    assert memory["whole"]["total"] == 16 * parameters
+    assert memory["basis"]["expertSharePercent"] == round(100 * expert_bytes / (4 * parameters), 1)
+    own = memory["participants"]["berlin"]
+    assert own["total"] == 12 * 2**20
+    assert own["savingPercent"] == pytest.approx(100 - 100 * own["total"] / memory["whole"]["total"], abs=0.1)
+    assert own["peakAboveBaseline"] == 220 * 2**20
+
+
+def test_local_layers_count_as_experts_that_are_not_shared_out(tmp_path: Path) -> None:
+    overrides = {"agreement.experts.localLayers.atEnd": 1}
+    basis = figures(make_run(tmp_path, **overrides))["memory"]["basis"]
+    assert basis["sharedOutPercent"] == pytest.approx(basis["expertSharePercent"] * 2 / 3, abs=0.1)
+
+
+def test_traffic_is_summed_per_pair_and_over_all(tmp_path: Path) -> None:
+    traffic = figures(make_run(tmp_path))["traffic"]
+    assert traffic["bytesSent"]["berlin"] == dict.fromkeys(("lyon", "oslo", "turin"), 5 * 409600)
+    assert traffic["totalBytes"] == 12 * 5 * 409600
+    assert traffic["bytesPerTrainedToken"] == round(traffic["totalBytes"] / (4 * 4 * 1280), 1)
+
+
+def test_time_is_summed_by_phase(tmp_path: Path) -> None:
+    time = figures(make_run(tmp_path))["time"]["oslo"]
+    assert time["forward"] == pytest.approx(1.5)
+    assert time["checkpoint"] == pytest.approx(0.5)
+
+
+class Loads(HTMLParser):
+    """Collects everything in a page that would make a browser load or run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = {name for name, _ in attrs}
+        if tag in ("script", "link", "img", "iframe", "object", "base") or names & {"src", "href", "onload"}:
+            self.found.append(tag)
+        if tag not in ("meta", "line", "circle", "polyline", "!doctype"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_loads_nothing_runs_nothing_and_is_well_formed(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path)).page.read_text()
+    parser = Loads()
+    parser.feed(page.replace("/>", ">"))
+    assert parser.found == []
+    assert parser.open == []
+    assert not re.search(r"https?:|url\(|@import", page)
+
+
+def test_the_page_tells_figures_and_what_was_sent_in_plain_words(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path)).page.read_text()
+    for expected in (
+        "4 of 4",
+        "−0.400 (−12.5 %)",
+        "text-equivalent to whoever receives them",
+        "was not sent to anybody",
+        "4 of 4 rounds.",
+        "prefers-color-scheme: dark",
+        "@media print",
+    ):
+        assert expected in page
+
+
+def test_names_are_escaped_wherever_they_stand() -> None:
+    sneaky = '"><script>x</script>'
+    line = Line(label=sneaky, style="held", points=[(0, 1.0)])
+    chart = line_chart(sneaky, [line], Scale.of([line]), sneaky)
+    bar = stacked_bar(sneaky, {sneaky: 1.0}, 1.0, sneaky)
+    assert "<script" not in chart + bar
+    assert css_class(sneaky).removeprefix("k-").isalnum()
+
+
+def test_a_run_that_has_not_begun_still_gets_a_report(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, rounds=0)
+    found = figures(folder)
+    assert found["roundsDone"] == 0
+    assert found["memory"]["participants"]["berlin"] is None
+    assert "not finished" in (folder / "report.html").read_text()
+
+
+def test_a_run_whose_loss_rose_says_so(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    path = folder / "berlin" / "log" / "rounds.jsonl"
+    worse = round_record(4, ["lyon"]) | {"heldOutLoss": 3.6}
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]) + json.dumps(worse) + "\n")
+    write_report(folder)
+    page = (folder / "report.html").read_text()
+    assert "3 of 4" in page
+    assert '<span class="bad">+0.400 (+12.5 %)</span>' in page
+
+
+def test_rounds_that_a_resumed_run_did_again_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    numbers = [0, 1, 2, 3, 2, 3, 4]
+    path.write_text("".join(json.dumps(round_record(n, [])) + "\n" for n in numbers) + '{"round": 5, "st')
+    assert [r.round for r in read_rounds(path)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "nonsense", '{"round": "x"}'])
+def test_a_broken_line_is_an_error_that_names_file_and_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rounds.jsonl"
+    path.write_text(json.dumps(round_record(0, [])) + f"\n{line}\n")
+    with pytest.raises(UsageError, match=r"rounds\.jsonl: line 2 is no round"):
+        read_rounds(path)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no run"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "about", "expected"),
+    [(0, 20, 5, [0, 5, 10, 15, 20]), (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1]), (1.9, 3.1, 4, [2, 2.5, 3])],
+)
+def test_axis_ticks_are_round_numbers(low: float, high: float, about: int, expected: list[float]) -> None:
+    assert ticks(low, high, about) == pytest.approx(expected)
+
+
+def test_a_chart_of_one_point_or_of_equal_values_has_a_scale() -> None:
+    flat = Line(label="a", style="held", points=[(0, 2.0), (1, 2.0), (2, float("nan"))])
+    scale = Scale.of([flat])
+    assert scale.y_min < 2.0 < scale.y_max
+    assert "nan" not in line_chart("t", [flat], scale, "round")
+    assert Scale.of([]).y_max > Scale.of([]).y_min
