@@ -3,7 +3,7 @@
     PYTHONPATH=node python tools/pilot_base.py TEXTS --output manifests/samples/base
 
 TEXTS is a folder of *.txt, as `pilot_texts.py` writes it (DIR/base). One thread and a fixed seed: the same
-machine and torch give the same weights. 4,000 steps, 8 million bytes, take about 20 minutes on one core. The
+machine and torch give the same weights. 4,000 steps, 8 million bytes, take 20 minutes on one quiet core. The
 result is shipped, so nobody needs to run this.
 """
 

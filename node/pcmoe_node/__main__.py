@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import FrameType
 
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError
+from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, PeerLostError
 from pcmoe_node.exchange.base import Transport
 from pcmoe_node.exchange.tls import TlsTransport
 from pcmoe_node.participant import assemble, order_secret
@@ -39,15 +40,28 @@ def main() -> None:
     )
     for number, code in ((signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)):
         signal.signal(number, _raise_told(code))
+    exit_code = _run(path)
+    # Taking a process with torch and transformers apart object by object takes seconds, and frees nothing that the
+    # end of the process doesn't.
+    logging.shutdown()
+    os._exit(exit_code)
+
+
+def _run(path: Path) -> int:
+    """Run the node and return its exit code."""
     try:
         config = NodeConfig.load(path)
         run_node(config, TlsTransport(config))
     except NodeError as error:
         log.error("%s: %s", type(error).__name__, error)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except _Told as told:
         log.info("told to stop before the last round was stored; run again to resume")
-        sys.exit(told.exit_code)
+        return told.exit_code
+    except Exception:
+        log.exception("a fault of the program itself; please report it")
+        return NodeError.exit_code
+    return 0
 
 
 def run_node(config: NodeConfig, transport: Transport) -> None:
@@ -83,9 +97,12 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
         journal.event("Failed", state.error)
         transport.abort(error)
         raise
-    except BaseException:
+    except BaseException as error:
         state.phase = "FAILED"
-        transport.close()
+        told = isinstance(error, _Told)
+        transport.abort(
+            PeerLostError("was told to stop") if told else NodeError(f"a fault: {type(error).__name__}")
+        )
         raise
     finally:
         server.close()

@@ -37,6 +37,9 @@ from pcmoe_node.protocol.effects import (
 from pcmoe_node.protocol.round import Farewell
 from pcmoe_node.protocol.step import StepMachine
 
+GLANCE_SECONDS = 1.0
+"""How often a wait looks whether those it waits for are still there."""
+
 PHASE = {Kind.FORWARD: Phase.FORWARD, Kind.BACKWARD: Phase.BACKWARD, Kind.EVALUATE: Phase.EVALUATE}
 KIND = {phase: kind for kind, phase in PHASE.items()}
 
@@ -129,6 +132,12 @@ class Conductor:
     _held: dict[Key, Message] = field(default_factory=dict)
     """Requests whose memory is needed until their backward."""
     _requests: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def begin_step(self, owners: Iterable[int], micro_batches: int) -> None:
+        """Make the host ready for a step's requests, and give back what the step before left in memory."""
+        while self._held:
+            _release(self._held.popitem()[1])
+        self.host.begin_step(owners, micro_batches)
 
     # ---- what the owner's side calls, on a lane's stack
 
@@ -233,6 +242,7 @@ class Conductor:
             if lane.ready:
                 self._turn = (place + 1) % places
                 self.lane = lane
+                self.transport.progress(lane.phase)
                 with self.clock.phase(lane.phase):
                     lane.resume()
                 self.lane = None
@@ -250,13 +260,25 @@ class Conductor:
     # ---- arrivals
 
     def _block(self) -> None:
-        if not self._take_arrivals(self.progress_timeout):
-            waits = [f"{self.names[peer]} ({what})" for peer, what in self.machine.waiting_for()]
-            waits += [f"{self.names[host]} (answer {request})" for host, request in self._tickets]
-            raise PeerLostError(
-                f"nothing arrived for {self.progress_timeout:g} s in step {self.machine.version}; "
-                f"waiting for {', '.join(waits[:8]) or 'nobody'}"
-            )
+        """Wait for an arrival, as long as those who are waited for are there and somebody makes progress."""
+        start = time.monotonic()
+        while not self._take_arrivals(GLANCE_SECONDS):
+            pulses = self.transport.pulses()
+            for peer, pulse in pulses.items():
+                if pulse.left and not self.farewell.said_done(peer):
+                    raise PeerLostError(f"{self.names[peer]} said goodbye in the middle of the run")
+            still = min((p.still_seconds for p in pulses.values()), default=self.progress_timeout)
+            if min(still, time.monotonic() - start) >= self.progress_timeout:
+                raise PeerLostError(
+                    f"no progress anywhere for {self.progress_timeout:g} s in step {self.machine.version}; "
+                    f"waiting for {self._waited_for()}"
+                )
+
+    def _waited_for(self) -> str:
+        waits = [f"{self.names[peer]} ({what})" for peer, what in self.machine.waiting_for()]
+        waits += [f"{self.names[host]} (answer {request})" for host, request in self._tickets]
+        waits += [f"{self.names[peer]} (goodbye)" for peer in self.farewell.waiting_for if peer != self.me]
+        return ", ".join(waits[:8]) or "nobody"
 
     def _take_arrivals(self, timeout: float) -> bool:
         """Take what has arrived, waiting up to `timeout` seconds for the first."""
@@ -278,12 +300,7 @@ class Conductor:
         header = message.header
         if header.kind in PHASE:
             request = Request(
-                PHASE[header.kind],
-                header.step,
-                header.micro_batch,
-                header.layer,
-                header.request,
-                header.rows,
+                PHASE[header.kind], header.step, header.micro_batch, header.layer, header.request, header.rows
             )
             self.carry_out(self.machine.request(arrival.peer, request, message))
         elif header.kind in REPLIES:
@@ -305,9 +322,7 @@ class Conductor:
             case Kind.DONE:
                 self.farewell.peer_done(peer)
             case _:
-                raise ProtocolError(
-                    f"{self.names[peer]} sent {header.kind.name}, which has no place in a run"
-                )
+                raise ProtocolError(f"{self.names[peer]} sent {header.kind.name}: it has no place in a run")
 
     def _take_answer(self, host: int, message: Message) -> None:
         header, peer = message.header, self.names[host]
@@ -350,6 +365,7 @@ class Conductor:
             if dweights_S is not None:
                 self.codec.write_weight_gradients(answer.payload, answer.header, dweights_S)
 
+        self.transport.progress("host")
         self.carry_out(self.machine.served(peer, request))
         kind = REPLY_TO[message.header.kind]
         self.transport.send(peer, self._message(self.me, replace(message.header, kind=kind), write))

@@ -4,10 +4,12 @@ Requests come from other owners (messages) and from this node's own micro-batche
 request is answered before anything that nobody waits for is done: the weights' gradients come last.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pcmoe_node.experts import Batch, Saved, Shard
@@ -42,6 +44,7 @@ class Deferred:
     def begin(self, layers: Iterable[int], owners: Iterable[int], micro_batches: int) -> None:
         """Start a step: every layer will get one addition per micro-batch and owner."""
         turns = [(micro_batch, owner) for micro_batch in range(micro_batches) for owner in sorted(owners)]
+        self._arrived.clear()  # a skipped step's are never added
         self._next = {layer: deque(turns) for layer in layers}
         self._waiting = {layer: {} for layer in layers}
 
@@ -72,29 +75,41 @@ class Deferred:
 class Host:
     """Serves this node's shards, one request at a time, within a budget for kept activations."""
 
-    def __init__(self, shards: dict[int, Shard], *, activation_bytes: int, ordered: bool) -> None:
+    def __init__(
+        self, shards: dict[int, Shard], *, activation_bytes: int, ordered: bool, max_abs: float = math.inf
+    ) -> None:
         self.shards = shards
         self.deferred = Deferred(ordered)
         self._budget = activation_bytes
         self._kept: dict[Key, _Kept] = {}
         self._bytes_kept = 0
+        self._max_abs = max_abs
+        self._overflowed: set[Key] = set()
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether an answer of this step was not finite or beyond bounds: the step must not be applied."""
+        return bool(self._overflowed)
 
     def begin_step(self, owners: Iterable[int], micro_batches: int) -> None:
-        """Nothing is left over from the step before."""
-        assert not self._kept, f"activations of {sorted(self._kept)} were never used"
+        """Forget what is left of the step before: an owner that was not ok may end it without every BACKWARD."""
+        self._kept.clear()
+        self._bytes_kept = 0
+        self._overflowed.clear()
         self.deferred.begin(self.shards, owners, micro_batches)
 
     def forward(self, phase: Phase, key: Key, batch: Batch) -> tuple[Tensor, bool]:
         """(y [R, H], whether `batch`'s memory is still needed until backward)."""
         shard = self.shards[key[2]]
         if phase is Phase.EVALUATE:
-            return shard.forward(batch, keep=False)[0], False
+            y_RH = shard.forward(batch, keep=False)[0]
+            return y_RH if self._within_bounds(y_RH) else torch.zeros_like(y_RH), False
         size = shard.activation_bytes(batch)
         fits = self._bytes_kept + size <= self._budget
         y_RH, saved = shard.forward(batch, keep=fits)
         self._kept[key] = _Kept(saved, None if fits else batch, size if fits else 0)
         self._bytes_kept += size if fits else 0
-        return y_RH, not fits
+        return self._bounded(key, y_RH), not fits
 
     def backward(self, key: Key, dy_RH: Tensor) -> tuple[Tensor, Tensor]:
         """(dx [R, H], dweights [S]); the weights' gradients are put off."""
@@ -108,4 +123,20 @@ class Host:
             assert saved is not None
         dx_RH, dweights_S, addition = shard.backward(saved, dy_RH)
         self.deferred.put(key, addition)
-        return dx_RH, dweights_S
+        if key in self._overflowed:
+            # The outputs went out as zeros, and the owner checks that gradients fit them.
+            return torch.zeros_like(dx_RH), torch.zeros_like(dweights_S)
+        return self._bounded(key, dx_RH), dweights_S
+
+    def _bounded(self, key: Key, rows_RH: Tensor) -> Tensor:
+        """The rows, or zeros where they may not be sent: an overflow here is no fault of the owner's request."""
+        if self._within_bounds(rows_RH):
+            return rows_RH
+        self._overflowed.add(key)
+        return torch.zeros_like(rows_RH)
+
+    def _within_bounds(self, rows_RH: Tensor) -> bool:
+        if not rows_RH.shape[0]:
+            return True
+        low, high = torch.aminmax(rows_RH)
+        return bool((low >= -self._max_abs) & (high <= self._max_abs))  # false for NaN too

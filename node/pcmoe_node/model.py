@@ -60,6 +60,7 @@ def build(config: NodeConfig, device: torch.device) -> NodeModel:
     shards, experts, names = _split(model, layers, config)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
     model.to_empty(device=device)
+    model.tie_weights()  # type: ignore[operator]  # leaving the meta device made two parameters of a tied one
     for shard in shards.values():
         shard.module.to_empty(device=device)
     with _DRAW, torch.random.fork_rng(devices=[]), torch.no_grad():

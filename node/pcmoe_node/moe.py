@@ -86,24 +86,25 @@ class RemoteExperts:
         """The experts' weighted sum [T, H]; leaves a cut behind for the backward."""
         micro_batch = self.owner.current()
         if micro_batch.phase is Phase.EVALUATE:
-            return self._dispatch(micro_batch, x_TH, ids_TK, weights_TK).y_TH
+            return self.dispatch(micro_batch, x_TH, ids_TK, weights_TK).y_TH
         cut = micro_batch.layer
         if cut is micro_batch.replaying:
             assert cut.experts is not None
             call = cut.experts.call
         else:
-            call = self._dispatch(micro_batch, x_TH.detach(), ids_TK, weights_TK.detach())
+            call = self.dispatch(micro_batch, x_TH.detach(), ids_TK, weights_TK.detach())
         y_TH = call.y_TH.detach().requires_grad_()
         cut.experts = ExpertsCut(call, x_TH, weights_TK, y_TH)
         # Neither leaf nor view: families add a shared expert in place.
         return y_TH.clone()
 
-    def _dispatch(self, micro_batch: MicroBatch, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> "Call":
+    def dispatch(self, micro_batch: MicroBatch, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> "Call":
         """Send each host its rows, wait, and combine what comes back."""
         owner, conductor = self.owner, self.owner.conductor
         with torch.no_grad():
-            if micro_batch.ok and not conductor.codec.within_bounds(x_TH):
-                micro_batch.ok = False
+            if micro_batch.ok:
+                finite = bool(torch.isfinite(weights_TK).all())
+                micro_batch.ok = finite and conductor.codec.within_bounds(x_TH)
             if not micro_batch.ok:
                 x_TH, weights_TK = torch.zeros_like(x_TH), torch.zeros_like(weights_TK)
             numbers = (micro_batch.step, micro_batch.number, self.layer, micro_batch.phase)
@@ -191,7 +192,7 @@ class Call:
                 continue
             gradients = (sent[host], answered.dweights[host])
             gap = integrity_gap(route, gradients, self._ticket.rows[host])
-            if gap > INTEGRITY_TOLERANCE[owner.wire_dtype]:
+            if not gap <= INTEGRITY_TOLERANCE[owner.wire_dtype]:  # true for NaN too
                 raise ProtocolError(
                     f"{owner.conductor.names[host]}: outputs and gradients of layer {self.experts.layer}, step "
                     f"{self.micro_batch.step}, don't fit together: relative gap {gap:.1e}, allowed "

@@ -5,6 +5,7 @@ an expert nobody asked still sees weight decay and momentum, as it would in one 
 step's tokens, clips, and steps.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -66,7 +67,7 @@ class ParameterSet:
     def squared_norm(self) -> float:
         """Squared norm of the gradient of the sum loss; not finite if any element isn't."""
         norms = [float(torch.linalg.vector_norm(m.grad)) for m in self.masters.values() if m.grad is not None]
-        return sum((norm * norm for norm in norms), 0.0)
+        return math.fsum(norm * norm for norm in norms) if all(map(math.isfinite, norms)) else math.inf
 
     def apply(self, *, tokens: int, squared_norm: float, factor: float) -> float:
         """One AdamW step on the mean gradient, clipped; returns its norm before clipping.

@@ -142,6 +142,7 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
             built.shards,
             activation_bytes=config.quota.activation_bytes,
             ordered=training.deterministic,
+            max_abs=config.transport.max_abs,
         ),
         machine=StepMachine(
             me=config.index,
@@ -150,6 +151,12 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
             in_flight=training.in_flight,
             served_layers=tuple(sorted(built.shards)),
             names=names,
+            evaluation_batches=-(-training.evaluation_sequences // training.sequences_per_micro_batch),
+            tokens_per_step=(
+                training.micro_batches_per_step
+                * training.sequences_per_micro_batch
+                * training.sequence_length
+            ),
         ),
         farewell=Farewell(config.index, len(names)),
         ordered=training.deterministic,

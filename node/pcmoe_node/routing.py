@@ -57,8 +57,9 @@ class ExpertMap:
 def secret_order(secret: bytes, purpose: str, numbers: tuple[int, ...], length: int) -> Tensor:
     """A permutation of `length` that only the holder of `secret` can tell, keyed by purpose and numbers."""
     key = hmac.new(secret, f"{purpose}:{':'.join(map(str, numbers))}".encode(), hashlib.sha256).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    return torch.randperm(length, generator=generator)
+    # Not randperm: torch's generator on the CPU takes 32 bits of its seed, which a host could try out one by one.
+    draws = bytearray(hashlib.shake_256(key).digest(8 * length))
+    return torch.frombuffer(draws, dtype=torch.int64).argsort(stable=True) if length else torch.arange(0)
 
 
 def routes(
@@ -130,10 +131,11 @@ def integrity_gap(route: Route, gradients: tuple[Tensor, Tensor], y_RH: Tensor) 
     dy_RH, dweights_S = gradients
     if not route.rows_R.shape[0]:
         return 0.0
-    dy_RH, y_RH = dy_RH.float(), y_RH.float()
-    expected_R = torch.linalg.vecdot(dy_RH, y_RH)
+    product_RH = dy_RH.float() * y_RH.float()
+    expected_R = product_RH.sum(1)
     found_R = torch.zeros_like(route.scale_R).index_add_(0, route.row_of_S, route.weights_S * dweights_S)
-    size_R = torch.linalg.vector_norm(dy_RH, dim=1) * torch.linalg.vector_norm(y_RH, dim=1)
-    # A row that is tiny beside the others is all rounding: measure it against a thousandth of the mean.
-    size_R = (size_R + 1e-3 * size_R.mean()).clamp_min(torch.finfo(torch.float32).tiny)
+    # Not |dy|·|y|: that is √H times what unrelated rows give, and wrong ones would drown in bfloat16's tolerance.
+    size_R = torch.linalg.vector_norm(product_RH, dim=1)
+    # A row that is tiny beside the others, or too small to be squared, is all rounding.
+    size_R = (size_R + 1e-3 * size_R.mean()).clamp_min(1e-20)
     return float(((expected_R - found_R).abs() / size_R).max())

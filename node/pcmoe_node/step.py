@@ -35,8 +35,8 @@ class Tally:
 
     @property
     def mean(self) -> float | None:
-        """Loss per supervised token; None where there was none."""
-        return self.loss / self.tokens if self.tokens else None
+        """Loss per supervised token; None where there was none, or where it isn't finite."""
+        return self.loss / self.tokens if self.tokens and math.isfinite(self.loss) else None
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class Participant:
         """Make ready for the requests of `step`: they may come before this node enters it."""
         self.backbone.zero()
         self.experts.zero()
-        self.conductor.host.begin_step(self.owners(step), self.config.training.micro_batches_per_step)
+        self.conductor.begin_step(self.owners(step), self.config.training.micro_batches_per_step)
 
 
 def run_step(node: Participant, step: int) -> Decision:
@@ -76,18 +76,22 @@ def run_step(node: Participant, step: int) -> Decision:
     conductor.decision = conductor.vote_due = None
     conductor.carry_out(machine.enter(step, owners))
 
-    if node.config.index in owners:
+    ok, is_owner = True, node.config.index in owners
+    if is_owner:
         tokens, ok = _train_micro_batches(node, step)
+        _count_overflow(node, step, ok, is_owner=False)
         conductor.carry_out(machine.owner_done(tokens, ok))
 
     conductor.wait_until(lambda: conductor.vote_due is not None)
-    _vote(node)
+    finite = _vote(node)
+    if ok:
+        _count_overflow(node, step, finite, is_owner=is_owner)
     conductor.wait_until(lambda: conductor.decision is not None)
     decision = conductor.decision
     assert decision is not None
     with conductor.clock.phase("optimizer"):
         if decision.apply:
-            _apply(node, step, decision, is_owner=node.config.index in owners)
+            _apply(node, step, decision, is_owner=is_owner)
         node.tally.applied += decision.apply
         node.tally.skipped += not decision.apply
         node.begin(step + 1)
@@ -103,10 +107,11 @@ def evaluate(node: Participant) -> float | None:
     result = Tally()
 
     def work(number: int, batch: Batch) -> None:
-        with torch.no_grad(), _Running(node, MicroBatch(Phase.EVALUATE, version, number), "evaluation"):
+        micro_batch = MicroBatch(Phase.EVALUATE, version, number)
+        with torch.no_grad(), _Running(node, micro_batch, "evaluation"):
             # Other lanes add to the same tally while this one waits: compute first, then add.
             loss = float(sum_loss(_logits(node, batch), batch.labels_BS.to(node.device)))
-            result.loss += loss
+            result.loss += loss if micro_batch.ok else math.nan
             result.tokens += batch.tokens
 
     node.built.model.eval()
@@ -138,12 +143,20 @@ def _train_micro_batches(node: Participant, step: int) -> tuple[int, bool]:
     works = [lambda n=number, b=batch: work(n, b) for number, batch in enumerate(batches)]
     node.conductor.run(works, training.in_flight)
     ok = all(m.ok for m in done) and math.isfinite(node.backbone.squared_norm())
-    node.overflows = 0 if ok else node.overflows + 1
+    return sum(batch.tokens for batch in batches), ok
+
+
+def _count_overflow(node: Participant, step: int, fine: bool, *, is_owner: bool) -> None:
+    """Count steps in which own numbers overflowed; only a step with own data that was fine ends the row."""
+    if not fine:
+        node.overflows += 1
+    elif is_owner:
+        node.overflows = 0
     if node.overflows >= MAX_OVERFLOWS:
         raise DivergedError(
-            f"own losses or gradients were not finite in {MAX_OVERFLOWS} steps in a row, the last is {step}"
+            f"own losses, outputs or gradients were not finite, or beyond the agreed bound, in {MAX_OVERFLOWS} steps "
+            f"in a row, the last is {step}"
         )
-    return sum(batch.tokens for batch in batches), ok
 
 
 def _train_micro_batch(node: Participant, micro_batch: MicroBatch, batch: Batch) -> None:
@@ -194,8 +207,8 @@ class _Running:
         del self._owner.running[self._key]
 
 
-def _vote(node: Participant) -> None:
-    """Say how large the own shard's gradient is, once all of it is added up."""
+def _vote(node: Participant) -> bool:
+    """Say how large the own shard's gradient is, once all of it is added up; whether the own numbers were fine."""
     due = node.conductor.vote_due
     assert due is not None
     squared_norm = 0.0
@@ -203,8 +216,9 @@ def _vote(node: Participant) -> None:
         with node.conductor.clock.phase("host"):
             node.conductor.host.deferred.play_all()
             squared_norm = node.experts.squared_norm() / due.tokens**2
-    finite = math.isfinite(squared_norm)
+    finite = math.isfinite(squared_norm) and not node.conductor.host.overflowed
     node.conductor.carry_out(node.conductor.machine.ballot(squared_norm if finite else 0.0, finite))
+    return finite
 
 
 def _apply(node: Participant, step: int, decision: Decision, *, is_owner: bool) -> None:

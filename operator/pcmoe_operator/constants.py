@@ -12,10 +12,7 @@ AGREEMENT_FORMAT = "pcmoe-agreement/1"
 """First line of what the agreement digest is taken over. Defaults never change within one format."""
 PLAN_FORMAT = "pcmoe-plan/1"
 """First line of what the plan digest is taken over."""
-NODE_CONFIG_FORMAT = "pcmoe-node/1"
 
-IDENTITY_SUFFIX = "pcmoe.internal"
-"""Ends every certificate's name: `<participant>.<agreement id>.pcmoe.internal`."""
 COORDINATOR = "coordinator"
 """Reserved: the coordinator's identity, so no participant may be called so."""
 

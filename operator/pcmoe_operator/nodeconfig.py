@@ -17,7 +17,7 @@ from pcmoe_node.config import (
     TransportConfig,
 )
 from pcmoe_operator.agreement import canonical, digest_of
-from pcmoe_operator.constants import IDENTITY_SUFFIX
+from pcmoe_operator.pki import identity_of as identity_of
 from pcmoe_operator.plan import Plan
 from pcmoe_operator.schema import Consortium
 
@@ -41,11 +41,6 @@ class Places:
     checkpoint: Path
     log: Path
     order_secret: Path | None = None
-
-
-def identity_of(participant: str, agreement_id: str) -> str:
-    """The name in a participant's certificate."""
-    return f"{participant}.{agreement_id}.{IDENTITY_SUFFIX}"
 
 
 def node_config(consortium: Consortium, plan: Plan, participant: str, places: Places) -> NodeConfig:

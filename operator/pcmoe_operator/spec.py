@@ -3,6 +3,7 @@
 Files are read as kubectl reads them: `2e-5` is a number, a time is text, `no` is false, a key stands once.
 """
 
+import copy
 import difflib
 import json
 import re
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pcmoe_operator.constants import API_VERSION, KIND
 from pcmoe_operator.errors import Fault, ManifestError, UsageError
 from pcmoe_operator.rules import broken_rules
 from pcmoe_operator.scalars import FORMATS
@@ -37,6 +39,15 @@ def load(path: Path) -> Consortium:
 def load_text(text: str, name: str) -> Consortium:
     """Check the text of a manifest file, called `name` in errors. Raises as `load` does."""
     return _consortium(read_yaml(text, name), {"file": True})
+
+
+def refused_by_the_api(path: Path) -> tuple[Fault, ...]:
+    """Faults that only the API server finds in a file that `load` takes: decimals without quotes."""
+    try:
+        parse(read_yaml(path.read_text(encoding="utf-8"), str(path)))
+    except ManifestError as error:
+        return error.faults
+    return ()
 
 
 def parse(manifest: Mapping[str, Any]) -> Consortium:
@@ -68,18 +79,45 @@ def _faults_beside(raw: object, details: Sequence[ErrorDetails], context: dict[s
     gone = [detail["loc"] for detail in details if detail["type"] != "missing"]
     for loc in sorted(gone, key=_indices, reverse=True):
         _remove(pruned, loc)
-    for _ in range(2):
+    for _ in range(3):
         try:
             consortium = _validated(pruned, context)
         except ValidationError as error:
-            # A list's entry that lacks something now: the whole entry goes. What lacks outside a list can't
-            # be mended.
-            entries = {loc[: _last_index(loc) + 1] for loc in (detail["loc"] for detail in error.errors())}
-            for loc in sorted(entries, key=_indices, reverse=True):
-                _remove(pruned, loc)
+            _mend(pruned, [detail["loc"] for detail in error.errors()])
         else:
             return broken_rules(consortium, [_path(_without_indices(detail["loc"])) for detail in details])
     return []
+
+
+_STAND_INS: dict[tuple[int | str, ...], Any] = {
+    ("apiVersion",): API_VERSION,
+    ("kind",): KIND,
+    ("metadata",): {"name": "x"},
+    ("metadata", "name"): "x",
+    ("spec", "agreement", "id"): "x",
+    ("spec", "agreement", "coordinator"): "x",
+    ("spec", "agreement", "participants"): [{"name": "x"}],
+    ("spec", "agreement", "model"): {"source": {}},
+    ("spec", "agreement", "model", "source"): {},
+    ("spec", "agreement", "model", "source", "checkpoint", "fingerprint"): f"sha256:{'0' * 64}",
+    ("spec", "agreement", "model", "source", "checkpoint", "config"): "{}",
+    ("spec", "agreement", "training"): {"rounds": 1},
+    ("spec", "agreement", "training", "rounds"): 1,
+}
+"""Values for required fields that are broken or missing, so that rules between the others can be asked."""
+
+
+def _mend(raw: Any, missing: Sequence[tuple[int | str, ...]]) -> None:
+    """Put in what is missing; a list's entry that lacks something goes as a whole."""
+    for loc in missing:
+        if loc in _STAND_INS:
+            parent = raw
+            for key in loc[:-1]:
+                parent = parent[key]
+            parent[loc[-1]] = copy.deepcopy(_STAND_INS[loc])
+    entries = {loc[: _last_index(loc) + 1] for loc in missing}
+    for loc in sorted(entries, key=_indices, reverse=True):
+        _remove(raw, loc)
 
 
 def _indices(loc: tuple[int | str, ...]) -> list[int]:
@@ -218,7 +256,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen: set[str] = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
@@ -255,4 +293,10 @@ def read_yaml(text: str, name: str = "manifest") -> dict[str, Any]:
             f"{name}: must hold exactly one object, a PCMoEConsortium; holds {len(documents)} documents"
         )
     document: dict[str, Any] = documents[0]
+    try:
+        json.dumps(document, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise UsageError(
+            f"{name}: must hold only what JSON can hold: text, numbers, true, false, lists, objects"
+        ) from None
     return document

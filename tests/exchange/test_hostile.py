@@ -229,7 +229,7 @@ def test_a_delay_is_added_each_way_and_loses_nothing() -> None:
 
 def test_a_stalled_handshake_ends_at_its_deadline(tmp_path: Path) -> None:
     configs = node_configs(2, tmp_path, transport=SHORT)
-    with Opening(configs[1], 4.0) as opening, Stranger(configs[0], configs[1]) as stranger:
+    with Opening(configs[1], 2.5) as opening, Stranger(configs[0], configs[1]) as stranger:
         began = time.monotonic()
         assert stranger.connect().closed()
         assert 0.5 < time.monotonic() - began < 3.5
@@ -238,7 +238,7 @@ def test_a_stalled_handshake_ends_at_its_deadline(tmp_path: Path) -> None:
 
 def test_a_hello_that_trickles_in_ends_at_its_deadline(tmp_path: Path) -> None:
     configs = node_configs(2, tmp_path, transport=SHORT)
-    with Opening(configs[1], 4.0) as opening, Stranger(configs[0], configs[1]) as stranger:
+    with Opening(configs[1], 2.5) as opening, Stranger(configs[0], configs[1]) as stranger:
         stranger.secure()
         began = time.monotonic()
         ended = threading.Event()

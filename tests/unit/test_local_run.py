@@ -19,7 +19,7 @@ from pcmoe_operator.local.ports import free_ports
 from pcmoe_operator.local.processes import Member, NodeProcess, stop_all
 from pcmoe_operator.local.supervise import Outcome, supervise
 from pcmoe_operator.local.view import LiveView, MemberState, PlainView, Progress, waiting_for
-from pcmoe_operator.local.watch import NodeStatus, RoundsTail
+from pcmoe_operator.local.watch import NodeStatus, RoundLine, RoundsTail
 
 FAKE_NODE = str(Path(__file__).with_name("fake_node.py"))
 DEADLINE_SECONDS = 20.0
@@ -245,6 +245,9 @@ def test_a_silent_plain_run_says_what_it_waits_for() -> None:
     now[0] = 31.0
     view.update([state("a", None)])
     assert "still loading the model: a" in out.getvalue()
+    now[0] = 62.0
+    view.update([state("a", status()), state("b", status(step=24))])
+    assert "still training: step 24 of 100" in out.getvalue()
 
 
 def test_the_time_left_follows_the_participant_that_is_furthest_behind() -> None:
@@ -265,6 +268,34 @@ def test_the_live_table_shows_every_participant_and_the_progress() -> None:
     text = out.getvalue()
     for expected in ("pilot", "berlin", "lyon", "25/100", "2.500", "STARTING", "loading the model: lyon"):
         assert expected in text
+
+
+def test_the_live_table_ends_with_the_last_round_that_was_written() -> None:
+    out = StringIO()
+    line = RoundLine(
+        round=4,
+        step=100,
+        seconds=1.0,
+        train_loss=2.1,
+        held_out_loss=2.0,
+        tokens=1,
+        bytes_sent=1,
+        bytes_received=1,
+    )
+    with LiveView(Console(file=out, width=140, force_terminal=True), "pilot") as view:
+        view.update([MemberState(name="a", exit_code=None, status=status(), new_rounds=(line,))])
+        view.update([state("a", status(), exit_code=0)])
+    assert all(text in out.getvalue() for text in ("4/4", "100/100", "2.000", "DONE", "100%"))
+
+
+def test_a_narrow_terminal_gets_fewer_columns_instead_of_cut_ones() -> None:
+    out = StringIO()
+    with LiveView(Console(file=out, width=80, force_terminal=True), "pilot") as view:
+        view.update([state("north-hospital", status(phase="CONNECTING"))])
+    text = out.getvalue()
+    assert "north-hospital" in text
+    assert "held-out" in text
+    assert "received" not in text
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{", b"\xff", b'"text"'])

@@ -1,14 +1,17 @@
 """Manifests: what is read, what is refused, and with which sentence."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from tests.builders import consortium, manifest
+from tests.builders import consortium, manifest, put
 from tests.unit.bad_manifests import BAD_MANIFESTS, Bad
 
 from pcmoe_operator.errors import Fault, ManifestError, UsageError
+from pcmoe_operator.plan import make_plan
 from pcmoe_operator.rules import RULES
 from pcmoe_operator.scalars import canonical_decimal, expert_numbers, expert_ranges
 from pcmoe_operator.spec import load, parse, read_yaml
@@ -76,6 +79,19 @@ def test_a_rule_between_fields_is_told_beside_a_broken_field() -> None:
     assert rules == ["in-flight-within-step", "enum", "coordinator-participates"]
 
 
+def test_rules_are_asked_beside_a_required_field_that_is_missing_or_broken() -> None:
+    changes = {
+        "agreement.training.rounds": 0,
+        "agreement.id": ...,
+        "kind": "Pod",
+        "agreement.training.inFlight": 9,
+    }
+    with pytest.raises(ManifestError) as caught:
+        parse(manifest(3, changes | {"agreement.coordinator": "paris"}))
+    rules = [fault.rule for fault in caught.value.faults]
+    assert rules == ["enum", "bounds", "in-flight-within-step", "coordinator-participates", "required"]
+
+
 def test_a_rule_is_not_asked_about_a_field_that_is_broken_itself() -> None:
     changes = {"agreement.training.inFlight": 9, "agreement.training.microBatchesPerStep": "many"}
     with pytest.raises(ManifestError) as caught:
@@ -140,6 +156,11 @@ def test_scalars_are_those_of_kubectl(text: str, value: object) -> None:
         ("a: 1\n---\nb: 2", "holds 2"),
         ("a: !!python/object:os.system x", "not YAML"),
         ("a: \x00", "not YAML"),
+        ("? [a]\n: b", "not YAML"),
+        ("a: &x [*x]", "what JSON can hold"),
+        ("a: !!binary aGk=", "what JSON can hold"),
+        ("a: 1e999", "what JSON can hold"),
+        ("[" * 2000, "not YAML"),
     ],
 )
 def test_text_that_is_not_one_object_is_refused(text: str, reason: str) -> None:
@@ -186,6 +207,53 @@ def test_expert_ranges_name_what_they_name() -> None:
     assert expert_numbers("0-3,8") == (0, 1, 2, 3, 8)
     assert expert_ranges((8, 0, 1, 2, 3)) == "0-3,8"
     assert expert_numbers(expert_ranges(tuple(range(64)))) == tuple(range(64))
+
+
+def _paths(value: Any, path: str = "") -> Iterator[str]:
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        where = f"{path}[{key}]" if isinstance(value, list) else f"{path}.{key}".lstrip(".")
+        yield where
+        if isinstance(child, dict | list):
+            yield from _paths(child, where)
+
+
+RICH = {
+    "roster": [{"name": "lyon", "endpoint": "lyon.example:443"}],
+    "local": [{"name": "lyon", "dataset": {"path": "a.jsonl"}}],
+    "agreement.experts.pinned": [{"participant": "lyon", "experts": "0-7"}],
+    "agreement.experts.placement": "Pinned",
+    "agreement.experts.localLayers": {"atStart": 0, "atEnd": 1},
+}
+
+
+@pytest.mark.parametrize("path", list(_paths(manifest(3, RICH))))
+def test_any_value_anywhere_is_either_taken_or_refused_as_a_manifest(path: str) -> None:
+    junk: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        2.5,
+        10**30,
+        "",
+        "x",
+        "\u0000",
+        [],
+        [[]],
+        [None],
+        {},
+        {"": None},
+        {"name": []},
+        ...,
+    ]
+    for value in junk:
+        raw = manifest(3, RICH)
+        put(raw, path, value)
+        try:
+            make_plan(parse(raw))
+        except ManifestError as error:
+            assert error.faults
+            assert all(fault.path and fault.rule and fault.message for fault in error.faults)
 
 
 def test_a_manifest_is_never_changed_by_reading_it() -> None:

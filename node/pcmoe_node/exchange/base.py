@@ -127,6 +127,19 @@ class Traffic:
     """Rows of hidden states (FORWARD, EVALUATE) sent to this peer."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """What a peer's beats say. A wait ends the run when its root stands still for longer than agreed."""
+
+    counter: int
+    """Raised by the peer whenever something moved there."""
+    phase: str
+    still_seconds: float
+    """Time since the counter was last seen to rise."""
+    left: bool
+    """The peer has said goodbye."""
+
+
 class Transport(Protocol):
     """Carries messages. `receive` has one caller; everything else may be called from any thread."""
 
@@ -144,6 +157,9 @@ class Transport(Protocol):
 
     def progress(self, phase: str) -> None:
         """Something moved: raises the counter that the beats carry, with the phase it moved in."""
+
+    def pulses(self) -> dict[int, Pulse]:
+        """The last beat of every peer: its progress counter, its phase, and for how long it has not moved."""
 
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""

@@ -12,19 +12,6 @@ from pcmoe_node.exchange.wire import HEADER_SIZE
 _OWN_KINDS = (Kind.BEAT, Kind.ABORT)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pulse:
-    """What a peer's beats say. A wait ends the run when its root stands still for longer than agreed."""
-
-    counter: int
-    """Raised by the peer whenever something moved there."""
-    phase: str
-    still_seconds: float
-    """Time since the counter was last seen to rise."""
-    left: bool
-    """The peer has said goodbye."""
-
-
 class Inbox:
     """Arrivals in order. Any thread delivers, one receives. Only the first failure is ever delivered."""
 

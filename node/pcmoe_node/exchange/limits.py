@@ -45,15 +45,14 @@ class Limits:
     def from_config(config: NodeConfig) -> "Limits":
         """The limits that follow from the agreed parts of a configuration."""
         try:
-            architecture = json.loads(config.model.architecture)
-            hidden_size = int(architecture["hidden_size"])
-            top_k = int(architecture.get("num_experts_per_tok", config.quota.slots_per_row))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            hidden_size = int(json.loads(config.model.architecture)["hidden_size"])
+        except (ValueError, KeyError, TypeError):
             raise ConfigError("model.architecture: must be JSON with an integer hidden_size") from None
+        per_row = config.quota.slots_per_row  # the most experts of any one host that a token may use
         slots: dict[tuple[int, int], int] = {}
         for place in config.placement:
             for host in set(place.hosts or ()):
-                slots[host, place.layer] = min(top_k, (place.hosts or ()).count(host))
+                slots[host, place.layer] = min(per_row, (place.hosts or ()).count(host))
         training = config.training
         return Limits(
             names=tuple(peer.name for peer in config.participants),

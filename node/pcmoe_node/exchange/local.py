@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import NodeError, PeerLostError, ProtocolError
-from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Traffic
+from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Pulse, Traffic
 from pcmoe_node.exchange.buffers import BufferPool
-from pcmoe_node.exchange.inbox import Counters, Inbox, Pulse, relayed, seal
+from pcmoe_node.exchange.inbox import Counters, Inbox, relayed, seal
 from pcmoe_node.exchange.limits import Limits
 from pcmoe_node.exchange.wire import TEXT_LIMIT, printable
 

@@ -16,7 +16,7 @@ from pcmoe_operator.cli import starter
 from pcmoe_operator.errors import UsageError
 from pcmoe_operator.plan import Network, Plan, Prediction, make_plan, predict
 from pcmoe_operator.schema import Consortium
-from pcmoe_operator.spec import load, load_text, quoted
+from pcmoe_operator.spec import load, load_text, refused_by_the_api
 
 ManifestFile = Annotated[Path, typer.Argument(help="The manifest, YAML.", show_default=False)]
 
@@ -40,6 +40,8 @@ def validate(manifest: ManifestFile) -> None:
     _say(console, f"participants  {', '.join(consortium.names)}")
     _say(console, f"agreement     {agreements.digest(consortium)}")
     _say(console, f"plan          {plan_.digest}")
+    for fault in refused_by_the_api(manifest):
+        typer.echo(f"note: runs here, but kubectl apply will refuse it: {fault}", err=True)
 
 
 def agreement(
@@ -62,13 +64,10 @@ def agreement(
     if not found:
         typer.echo(f"The agreements are the same: {agreements.digest_of(first)}")
         return
-    table = Table("field", str(manifest), str(other), title="The agreements differ", title_justify="left")
     for path, one, two in found:
-        table.add_row(path, _value(one), _value(two))
-    console = _console()
-    console.print(table)
-    _say(console, f"{manifest}: {agreements.digest_of(first)}")
-    _say(console, f"{other}: {agreements.digest_of(second)}")
+        typer.echo(f"{path}\n  {manifest}: {_value(one)}\n  {other}: {_value(two)}")
+    typer.echo(f"The agreements differ in {len(found)} fields, {manifest} has")
+    typer.echo(f"{agreements.digest_of(first)}, {other} {agreements.digest_of(second)}")
     raise typer.Exit(1)
 
 
@@ -148,7 +147,7 @@ def _say(console: Console, sentence: str) -> None:
 
 
 def _value(value: object) -> str:
-    return "(absent or default)" if value is None else quoted(value)
+    return "(absent or default)" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _percent(per_mille: int) -> str:

@@ -12,6 +12,7 @@ from pcmoe_node.fingerprint import fingerprint
 from pcmoe_operator.constants import BYTE_LEVEL_VOCABULARY, COORDINATOR, MAX_OBJECT_NAME, MAX_PARTICIPANT_NAME
 from pcmoe_operator.errors import UsageError
 from pcmoe_operator.shape import parse_config, read_shape
+from pcmoe_operator.spec import read_yaml
 
 _SAMPLE_RECORDS = 50
 _LIKELY_FIELDS = ("text", "content", "body", "document")
@@ -65,7 +66,13 @@ class StartingModel:
 def find_records(folders: Sequence[Path]) -> tuple[Records, ...]:
     """What each folder holds; participants are called as their folders are. UsageError if one holds nothing."""
     taken: set[str] = {COORDINATOR}
-    return tuple(_records(folder, _free_name(folder.resolve().name, taken)) for folder in folders)
+    return tuple(_records(folder, _free_name(_speaking_name(folder), taken)) for folder in folders)
+
+
+def _speaking_name(folder: Path) -> str:
+    """The folder's name, or its parent's if it says nothing about whose it is."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name in ("data", "dataset") else whole.name
 
 
 def _free_name(folder: str, taken: set[str]) -> str:
@@ -96,7 +103,7 @@ def _records(folder: Path, participant: str) -> Records:
 
 
 def _text_field(file: Path) -> str:
-    """The field that holds the text: one that is text in every record looked at, by a likely name or the longest."""
+    """The field with the text: of those that are text in every record looked at, a likely name or the longest."""
     lengths: dict[str, int] | None = None
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in zip(range(1, _SAMPLE_RECORDS + 1), lines, strict=False):
@@ -154,33 +161,48 @@ def starter(name: str, records: Sequence[Records], model: StartingModel) -> str:
     shape = read_shape(model.config)
     local_layers = 1 if len(shape.expert_layers) > 1 else 0
     learning_rate = "2e-5" if model.fingerprint else "1e-3"
-    participants = "\n".join(f"      - {{name: {entry.participant}}}" for entry in records)
+    participants = "\n".join(f"      - {{name: {_scalar(entry.participant)}}}" for entry in records)
+    local = "\n".join(map(_local, records))
     return f"""\
 # Written by `pcmoe init`. `pcmoe plan` says what it takes, `pcmoe run` trains it on this machine.
 apiVersion: pcmoe.dev/v1alpha1
 kind: PCMoEConsortium
-metadata: {{name: {label(name)}}}
+metadata: {{name: {_scalar(label(name))}}}
 spec:
   # What all partners hold identically; `pcmoe agreement` prints its digest.
   agreement:
-    id: {label(name)}
+    id: {_scalar(label(name))}
     model:
       source:
 {_source(model)}
       dtype: float32               # or bfloat16: half the memory of compute, float32 masters
       tokenizer: {model.tokenizer}
     experts:
-      placement: RoundRobin        # or CapacityWeighted, by participants[].capacity, or Pinned localLayers:
-      {{atEnd: {local_layers}}}      # last layers whose experts everyone holds itself; see `pcmoe plan`
-      training: schedule: Concurrent         # or Sequential: owners take turns rounds: 10 stepsPerRound:
-      {_steps(len(records))} microBatchesPerStep: 2 inFlight: 2                  # micro-batches travelling at
-      once sequencesPerMicroBatch: 4 sequenceLength: {min(256, shape.max_positions)} optimizer:
-      {{learningRate: "{learning_rate}", warmupSteps: 10}} evaluation: {{sequences: 16}}  # held-out sequences
-      per participant and round transport: {{wireDtype: float32}}   # bfloat16 halves what travels
-      coordinator: {min(entry.participant for entry in records)} participants: {participants} # What runs
-      here, and on which records. Nothing of this is agreed on, and no record leaves its participant. local:
-      {chr(10).join(_local(entry) for entry in records)}
+      placement: RoundRobin        # or CapacityWeighted, by participants[].capacity, or Pinned
+      localLayers: {{atEnd: {local_layers}}}      # last layers whose experts everyone holds itself; see `pcmoe plan`
+    training:
+      schedule: Concurrent         # or Sequential: owners take turns
+      rounds: 10
+      stepsPerRound: {_steps(len(records))}
+      microBatchesPerStep: 2
+      inFlight: 2                  # micro-batches travelling at once
+      sequencesPerMicroBatch: 4
+      sequenceLength: {min(256, shape.max_positions)}
+      optimizer: {{learningRate: "{learning_rate}", warmupSteps: 10}}
+      evaluation: {{sequences: 16}}  # held-out sequences per participant and round
+    transport: {{wireDtype: float32}}   # bfloat16 halves what travels
+    coordinator: {_scalar(min(entry.participant for entry in records))}
+    participants:
+{participants}
+  # What runs here, and on which records. Nothing of this is agreed on, and no record leaves its participant.
+  local:
+{local}
 """
+
+
+def _scalar(text: str) -> str:
+    """Text in YAML: quoted where `no` or `2026` would be read as something else."""
+    return text if read_yaml(f"text: {text}")["text"] == text else json.dumps(text)
 
 
 def _steps(participants: int) -> int:
@@ -191,7 +213,8 @@ def _steps(participants: int) -> int:
 def _source(model: StartingModel) -> str:
     config = "'" + json.dumps(model.config, ensure_ascii=False).replace("'", "''") + "'"
     if model.fingerprint is None:
-        return f"        # Random weights, to try it out; `pcmoe init --model DIR` starts from a checkpoint.\n        config: {config}"
+        comment = "# Random weights, to try it out; `pcmoe init --model DIR` starts from a checkpoint."
+        return f"        {comment}\n        config: {config}"
     return f"        checkpoint:\n          fingerprint: {model.fingerprint}\n          config: {config}"
 
 
@@ -199,7 +222,7 @@ def _local(entry: Records) -> str:
     dataset = f'path: ".", format: {entry.format}'
     if entry.text_field is not None:
         dataset += f", textField: {json.dumps(entry.text_field, ensure_ascii=False)}"
-    return f"    - name: {entry.participant}\n      dataset: {{{dataset}}}"
+    return f"    - name: {_scalar(entry.participant)}\n      dataset: {{{dataset}}}"
 
 
 def run_command(manifest: Path, records: Sequence[Records], model: Path | None) -> str:

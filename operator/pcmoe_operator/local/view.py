@@ -1,8 +1,8 @@
 """What the user sees while a run goes on: a table that renews itself, or plain lines without a terminal."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol
@@ -100,6 +100,7 @@ class LiveView:
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._console = console
+        self._last: dict[str, RoundLine] = {}
 
     def __enter__(self) -> "LiveView":
         self._live.__enter__()
@@ -112,6 +113,7 @@ class LiveView:
 
     def update(self, members: Sequence[MemberState]) -> None:
         """Draw the table anew."""
+        members = [self._with_last_round(member) for member in members]
         share, left = self._progress.measure(members)
         elapsed = f"{duration(time.monotonic() - self._started)} elapsed"
         note = waiting_for(members) or (f"about {duration(left)} left" if left else "")
@@ -121,38 +123,54 @@ class LiveView:
             f"{share:4.0%}",
             Text(" · ".join(filter(None, [elapsed, note])), style="dim"),
         )
-        self._live.update(Group(status_table(self._title, members), bar))
+        columns = COLUMNS if self._console.width >= WIDE else NARROW_COLUMNS
+        self._live.update(Group(status_table(self._title, members, columns), bar))
 
     def say(self, sentence: str) -> None:
         """Print above the table."""
         self._console.print(Text(sentence))
 
+    def _with_last_round(self, member: MemberState) -> MemberState:
+        """A node that ends leaves a status from before its last round; what it wrote down is newer."""
+        if member.new_rounds:
+            self._last[member.name] = member.new_rounds[-1]
+        line, status = self._last.get(member.name), member.status
+        if line is None or status is None or line.round < status.round:
+            return member
+        held_out = status.held_out_loss if line.held_out_loss is None else line.held_out_loss
+        newer = replace(status, round=line.round, step=max(line.step, status.step), held_out_loss=held_out)
+        return replace(member, status=newer)
 
-def status_table(title: str, members: Sequence[MemberState]) -> RenderableType:
+
+COLUMNS: dict[str, Callable[[NodeStatus], str]] = {
+    "round": lambda status: f"{status.round}/{status.rounds}",
+    "step": lambda status: f"{status.step}/{status.steps}",
+    "loss": lambda status: loss(status.train_loss),
+    "held-out": lambda status: loss(status.held_out_loss),
+    "tokens/s": lambda status: f"{status.tokens_per_second:,.0f}",
+    "sent": lambda status: size(status.bytes_sent),
+    "received": lambda status: size(status.bytes_received),
+    "memory": lambda status: size(status.rss_bytes),
+}
+WIDE = 112
+"""Terminals of fewer columns get fewer."""
+NARROW_COLUMNS = {heading: COLUMNS[heading] for heading in ("round", "loss", "held-out", "tokens/s", "sent")}
+
+
+def status_table(
+    title: str, members: Sequence[MemberState], columns: Mapping[str, Callable[[NodeStatus], str]]
+) -> RenderableType:
     """The table of one moment."""
     table = Table(title=title, title_justify="left", title_style="bold", expand=False)
     table.add_column("participant", style="bold", no_wrap=True)
     table.add_column("phase", no_wrap=True)
-    for heading in ("round", "step", "loss", "held-out", "tokens/s", "sent", "received", "memory"):
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for member in members:
-        table.add_row(member.name, Text(member.phase, style=_style(member)), *_cells(member.status))
+        status = member.status
+        cells = [cell(status) if status else "" for cell in columns.values()]
+        table.add_row(member.name, Text(member.phase, style=_style(member)), *cells)
     return table
-
-
-def _cells(status: NodeStatus | None) -> list[str]:
-    if status is None:
-        return [""] * 8
-    return [
-        f"{status.round}/{status.rounds}",
-        f"{status.step}/{status.steps}",
-        loss(status.train_loss),
-        loss(status.held_out_loss),
-        f"{status.tokens_per_second:,.0f}",
-        size(status.bytes_sent),
-        size(status.bytes_received),
-        size(status.rss_bytes),
-    ]
 
 
 def _style(member: MemberState) -> str:
@@ -191,7 +209,7 @@ class PlainView:
                 self.say(f"{member.name}: {_phase_sentence(member)}")
             self._phases[member.name] = member.phase
         if self._clock() - self._spoke > STILL_SECONDS:
-            self.say(f"still {waiting_for(members) or 'training'}")
+            self.say(f"still {waiting_for(members) or _training(members)}")
 
     def say(self, sentence: str) -> None:
         """One line with the time of day."""
@@ -201,6 +219,12 @@ class PlainView:
 
 
 _TOLD = {"LOADING": "loads its model and data", "CONNECTING": "waits for the others", "DONE": "is done"}
+
+
+def _training(members: Sequence[MemberState]) -> str:
+    known = [m.status for m in members if m.status]
+    last = min(known, key=lambda status: status.step, default=None)
+    return f"training: step {last.step} of {last.steps}" if last else "training"
 
 
 def _just_failed(member: MemberState, before: dict[str, str]) -> bool:

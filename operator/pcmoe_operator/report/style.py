@@ -68,5 +68,6 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   th, td { padding: 5px 7px; font-size: .88rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; } }
 @media print { body { background: #fff; font-size: 12px; } main { max-width: none; padding: 0; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } h2 { break-after: avoid; } }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } h2, h2 + p { break-after: avoid; }
+  .charts, .grid2 { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; } }
 """

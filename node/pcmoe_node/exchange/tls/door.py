@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from pcmoe_node.errors import ResourceError
 from pcmoe_node.exchange.tls.handshake import Welcomed, parse_endpoint
+from pcmoe_node.exchange.tls.waker import Waker
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Door:
         self._newcomers: dict[int, socket.socket] = {}
         self._threads: dict[int, threading.Thread] = {}
         self._lock = threading.Lock()
-        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="pcmoe-door", daemon=True)
         self._thread.start()
 
@@ -50,7 +51,7 @@ class Door:
         number = 0
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._wake_reader, selectors.EVENT_READ)
+            selector.register(self._waker.reader, selectors.EVENT_READ)
             while not self._closing:
                 selector.select()
                 try:
@@ -96,7 +97,7 @@ class Door:
         if self._closing:
             return
         self._closing = True
-        self._wake_writer.send(b"\0")
+        self._waker.wake()
         self._thread.join()
         with self._lock:
             threads = list(self._threads.values())
@@ -104,8 +105,8 @@ class Door:
                 interrupt(handle)
         for thread in threads:
             thread.join()
-        for sock in (self._listener, self._wake_reader, self._wake_writer):
-            sock.close()
+        self._listener.close()
+        self._waker.close()
 
 
 def interrupt(handle: socket.socket) -> None:

@@ -361,7 +361,8 @@ def _explained(
     shown = f" (SHA-256 {fingerprint(leaf)})" if leaf else ""
     return IdentityError(
         f"{side.identity.names[peer]}: its certificate{shown} doesn't verify for "
-        f"{side.identity.server_name(peer)} with the CA listed for it (SHA-256 {side.identity.trusted(peer)}): {error.verify_message}"
+        f"{side.identity.server_name(peer)} with the CA listed for it "
+        f"(SHA-256 {side.identity.trusted(peer)}): {error.verify_message}"
     )
 
 

@@ -6,7 +6,6 @@ woken through a socket pair, and only when it sleeps.
 
 import logging
 import selectors
-import socket
 import ssl
 import threading
 import time
@@ -16,8 +15,7 @@ from contextlib import suppress
 
 from pcmoe_node.errors import NodeError, PeerLostError, ProtocolError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import Kind, Message
-from pcmoe_node.exchange.inbox import Pulse
+from pcmoe_node.exchange.base import Kind, Message, Pulse
 from pcmoe_node.exchange.local import DROPPED_AFTER_GOODBYE
 from pcmoe_node.exchange.tls.connection import Connection, Turn
 from pcmoe_node.exchange.tls.handshake import Welcomed
@@ -30,6 +28,7 @@ from pcmoe_node.exchange.tls.peers import (
     left_too_early,
 )
 from pcmoe_node.exchange.tls.reception import Reception
+from pcmoe_node.exchange.tls.waker import Waker
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +56,8 @@ class IoThread:
         self._dirty: deque[Connection] = deque()
         self._hot: set[Connection] = set()
         self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._waker = Waker()
+        self._selector.register(self._waker.reader, selectors.EVENT_READ)
         self._asleep = False
         self._ending = False
         self._draining = False
@@ -82,7 +79,7 @@ class IoThread:
         connection.queue(message)
         self._dirty.append(connection)
         if self._asleep:
-            self._wake()
+            self._waker.wake()
         return True
 
     def progress(self, phase: str) -> None:
@@ -93,13 +90,13 @@ class IoThread:
         """Run something on the I/O thread, soon."""
         self._calls.append(what)
         if self._asleep:
-            self._wake()
+            self._waker.wake()
 
     def take(self, welcomed: Welcomed) -> None:
         """Hand a welcomed connection over."""
         self._arrivals.append(welcomed)
         if self._asleep:
-            self._wake()
+            self._waker.wake()
 
     def turn_away(self) -> None:
         """After the end: close connections that were handed over too late."""
@@ -122,10 +119,6 @@ class IoThread:
             raise RuntimeError("the I/O thread can't join itself")
         self.call(lambda: self._begin_end(last_words, flush_seconds, drain_seconds))
         self._thread.join(flush_seconds + drain_seconds + 5.0)
-
-    def _wake(self) -> None:
-        with suppress(OSError):  # full: it is being woken already; closed: nobody is left to wake
-            self._wake_writer.send(b"\0")
 
     # The loop.
 
@@ -151,7 +144,7 @@ class IoThread:
         hot, self._hot = self._hot, set()
         for key, mask in events:
             if key.data is None:
-                self._drain_wakes()
+                self._waker.drain()
                 continue
             if mask & selectors.EVENT_WRITE:
                 self._write(key.data)
@@ -173,13 +166,6 @@ class IoThread:
             connection = self._dirty.popleft()
             if not connection.wants_write:
                 self._write(connection)
-
-    def _drain_wakes(self) -> None:
-        try:
-            while len(self._wake_reader.recv(4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
 
     def _write(self, connection: Connection) -> None:
         if not self._alive(connection):
@@ -402,6 +388,5 @@ class IoThread:
         for connection in self._all():
             self._remove(connection)
         self._selector.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+        self._waker.close()
         self._notify()

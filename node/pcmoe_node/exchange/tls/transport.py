@@ -9,9 +9,9 @@ import time
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import ConfigError, IdentityError, NodeError, PeerLostError
-from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Traffic
+from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Pulse, Traffic
 from pcmoe_node.exchange.buffers import BufferPool
-from pcmoe_node.exchange.inbox import Counters, Inbox, Pulse, seal
+from pcmoe_node.exchange.inbox import Counters, Inbox, seal
 from pcmoe_node.exchange.limits import Limits
 from pcmoe_node.exchange.local import DROPPED_AFTER_GOODBYE
 from pcmoe_node.exchange.tls.door import Door, interrupt
@@ -201,8 +201,14 @@ class TlsTransport:
                 self._held.pop(peer, None)
             pause = _RETRY_FIRST
             io.take(welcomed)
-            with io.changed:
-                io.changed.wait_for(lambda n=number: io.missing(peer) != n or self._closed, 1.0)
+            self._wait_adopted(peer, number)
+
+    def _wait_adopted(self, peer: int, number: int) -> None:
+        """Until the I/O thread has taken the connection over, so that it isn't dialled twice."""
+        io = self._io
+        assert io is not None
+        with io.changed:
+            io.changed.wait_for(lambda: io.missing(peer) != number or self._closed, 1.0)
 
     def _hold(self, peer: int, sock: socket.socket) -> None:
         self._held[peer] = sock
