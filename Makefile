@@ -44,7 +44,7 @@ demo: $(READY) ## Train the pilot: four organisations, four processes, and a rep
 
 test: $(READY) ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
-	$(BIN)/python -m pytest -q -m "not soak$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto -m "not soak$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
 
 check: $(READY) ## Lint, format, types, import rules
 	$(BIN)/ruff check .
@@ -55,8 +55,9 @@ check: $(READY) ## Lint, format, types, import rules
 soak: $(READY) ## Run the long tests (minutes to hours)
 	$(BIN)/python -m pytest -q -m soak --timeout 0 $(PYTEST_ARGS)
 
-bench: $(READY) ## Measure the exchange; prints JSON
+bench: $(READY) ## Measure the exchange; prints JSON (use an idle machine)
 	$(BIN)/python benchmarks/exchange.py
+	$(BIN)/python benchmarks/latency.py
 
 clean: ## Remove what was built and cached; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

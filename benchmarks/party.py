@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def experts(hidden: int, intermediate: int, count: int) -> Any:
     module = OlmoeExperts(OlmoeConfig(**shape, num_local_experts=count))
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-        parameter.main_grad = torch.zeros_like(parameter)  # type: ignore[attr-defined]
+        parameter.main_grad = torch.zeros_like(parameter)
     return module
 
 
@@ -193,7 +194,7 @@ def our_step(spec: dict[str, Any]) -> Step:
         machine = conductor.machine
         conductor.vote_due = conductor.decision = None
         conductor.carry_out(machine.enter(number, everybody))
-        conductor.run([lambda n=n: work(number, n) for n in range(micro_batches)], in_flight)
+        conductor.run([partial(work, number, n) for n in range(micro_batches)], in_flight)
         conductor.carry_out(machine.owner_done(spec["rows"], True))
         conductor.wait_until(lambda: conductor.vote_due is not None)
         conductor.host.deferred.play_all()

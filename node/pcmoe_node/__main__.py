@@ -94,8 +94,8 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
         transport.close()
     except NodeError as error:
         state.phase, state.error = "FAILED", f"{type(error).__name__}: {error}"
+        transport.abort(error)  # first: the disk may be what failed
         journal.event("Failed", state.error)
-        transport.abort(error)
         raise
     except BaseException as error:
         state.phase = "FAILED"

@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,9 +49,10 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
         self._keep = keep
-        directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob("*.tmp"):
-            shutil.rmtree(leftover)
+        with _faults_of(directory, "used"):
+            directory.mkdir(parents=True, exist_ok=True)
+            for leftover in directory.glob("*.tmp"):
+                shutil.rmtree(leftover)
 
     def rounds(self) -> list[int]:
         """Complete rounds, ascending."""
@@ -65,7 +67,7 @@ class Checkpoints:
         """Store a round durably, then drop rounds beyond the number to keep."""
         final = self._folder(position.round)
         temporary = final.with_suffix(".tmp")
-        try:
+        with _faults_of(final, "stored"):
             if temporary.exists():
                 shutil.rmtree(temporary)
             temporary.mkdir(mode=0o700)
@@ -76,29 +78,44 @@ class Checkpoints:
             for path in (temporary / "state.safetensors", temporary / "state.json", temporary):
                 _fsync(path)
             if final.exists():
-                shutil.rmtree(final)
+                self._drop(position.round)
             temporary.rename(final)
             _fsync(self.directory)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            raise ResourceError(f"{final}: can't be stored: {reason}") from error
         for old in self.rounds()[: -self._keep]:
-            shutil.rmtree(self._folder(old))
+            self._drop(old)
 
     def load(self, round_number: int) -> tuple[Position, dict[str, Tensor]]:
         """A stored round; `ConfigError` where it isn't there or isn't whole."""
+        path = self._folder(round_number) / "state.safetensors"
+        position = self.position(round_number)
+        try:
+            return position, load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"{path.parent}: can't be resumed from: {type(error).__name__}") from error
+
+    def position(self, round_number: int) -> Position:
+        """Where a stored round stands, without its tensors; `ConfigError` as in `load`."""
         folder = self._folder(round_number)
         try:
-            position = Position(**json.loads((folder / "state.json").read_text("utf-8")))
-            return position, load_file(folder / "state.safetensors")
-        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            return Position(**json.loads((folder / "state.json").read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{folder}: can't be resumed from: {type(error).__name__}") from error
 
     def drop_after(self, round_number: int) -> None:
         """Forget rounds that not everybody has."""
         for later in self.rounds():
             if later > round_number:
-                shutil.rmtree(self._folder(later))
+                self._drop(later)
+
+    def _drop(self, round_number: int) -> None:
+        """Take a round out of sight, then delete it: one that is half deleted must not look like a stored one."""
+        folder = self._folder(round_number)
+        gone = folder.with_name(f"{folder.name}.old.tmp")
+        with _faults_of(folder, "removed"):
+            if gone.exists():
+                shutil.rmtree(gone)
+            folder.rename(gone)
+            shutil.rmtree(gone)
 
     def _folder(self, round_number: int) -> Path:
         return self.directory / f"round-{round_number:06d}"
@@ -118,6 +135,16 @@ def common_round(newest: Mapping[str, int]) -> int:
             "can be: its checkpoints are lost or not mounted"
         )
     return first
+
+
+@contextmanager
+def _faults_of(path: Path, done: str) -> Iterator[None]:
+    """What the file system refuses, as a `ResourceError` that names path and reason."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ResourceError(f"{path}: can't be {done}: {reason}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -61,7 +61,7 @@ class _GroupedLinear(torch.autograd.Function):
     """`grouped_mm` whose backward gives dX at once and leaves dW on a tape."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x_SK: Tensor,
         weight_eKN: Tensor,
@@ -73,9 +73,7 @@ class _GroupedLinear(torch.autograd.Function):
         return torch.nn.functional.grouped_mm(x_SK, weight_eKN, offs=offsets_e)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, dy_SN: Tensor
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy_SN: Tensor) -> tuple[Tensor, None, None, None]:
         x_SK, weight_eKN, offsets_e = ctx.saved_tensors  # type: ignore[attr-defined]
         dy_SN = dy_SN.contiguous()
         tape: Tape = ctx.tape  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ class TensorEntry:
 
 
 def read_headers(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of every `*.safetensors` file in the folder; `ResourceError` where there is none, or it is broken."""
+    """Every tensor of every `*.safetensors` file in the folder; `ResourceError` if there is none, or it is broken."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ResourceError(f"{folder}: no *.safetensors file there")

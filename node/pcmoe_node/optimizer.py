@@ -66,15 +66,21 @@ class ParameterSet:
 
     def squared_norm(self) -> float:
         """Squared norm of the gradient of the sum loss; not finite if any element isn't."""
-        norms = [float(torch.linalg.vector_norm(m.grad)) for m in self.masters.values() if m.grad is not None]
-        return math.fsum(norm * norm for norm in norms) if all(map(math.isfinite, norms)) else math.inf
+        norms: list[float] = []
+        for master in self.masters.values():
+            assert master.grad is not None
+            norms.append(float(torch.linalg.vector_norm(master.grad)))
+        total = 0.0
+        for norm in norms:
+            total += norm * norm
+        return total
 
     def apply(self, *, tokens: int, squared_norm: float, factor: float) -> float:
         """One AdamW step on the mean gradient, clipped; returns its norm before clipping.
 
         `squared_norm` is that of the whole clip group's mean gradient, `factor` the schedule's.
         """
-        norm = squared_norm**0.5
+        norm = math.sqrt(squared_norm)
         scale = clip_scale(norm, self._config.max_grad_norm) / tokens
         for master in self.masters.values():
             assert master.grad is not None

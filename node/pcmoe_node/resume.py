@@ -20,7 +20,7 @@ def stored_position(config: NodeConfig, checkpoints: Checkpoints) -> Position | 
     newest = checkpoints.newest()
     if newest == 0:
         return None
-    position, _ = checkpoints.load(newest)
+    position = checkpoints.position(newest)
     if position.frozen != frozen_digest(config):
         raise ConfigError(
             f"checkpoint_directory: {checkpoints.directory} belongs to another consortium, participant, model or "

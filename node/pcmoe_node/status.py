@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pcmoe_node.errors import ResourceError
+from pcmoe_node.errors import ConfigError, ResourceError
 from pcmoe_node.exchange.base import Traffic
 
 
@@ -110,11 +110,15 @@ class StatusServer:
         Handler.timeout = 5
         try:
             self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"status_listen: {listen} must be host:port") from None
         except OSError as error:
             raise ResourceError(f"status_listen: {listen} can't be listened on: {error.strerror}") from error
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="status", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -165,7 +169,10 @@ class Journal:
     """`rounds.jsonl` and `events.jsonl` of one node: append-only, one JSON object per line."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"{directory}: can't be used for logs: {error.strerror}") from error
         self._directory = directory
 
     def round(self, record: Mapping[str, object]) -> None:

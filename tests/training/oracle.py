@@ -98,19 +98,20 @@ class Oracle:
         self.smallest_gap = min(self.smallest_gap, float(gaps.min()))
         self.decisions += gaps.numel()
 
-    def step(self, step: int) -> dict[int, float]:
-        """One step; returns each owner's mean loss per token."""
+    def step(self, step: int) -> dict[int, tuple[float, int]]:
+        """One step; returns each owner's summed loss and supervised tokens."""
         recipe, owners = self.recipe, self.recipe.owners(step)
         for parameter in (*self.shared.values(), *(p for b in self.backbones for p in b.values())):
             parameter.grad = torch.zeros_like(parameter)
-        losses, total = {}, 0
+        losses: dict[int, tuple[float, int]] = {}
+        total = 0
         for owner in owners:
             summed, tokens = 0.0, 0
             for batch in recipe.batches(owner, step):
                 supervised = int((batch[1] != -100).sum())
                 summed += self._backward(self.models[owner], batch, supervised)
                 tokens += supervised
-            losses[owner] = summed / tokens
+            losses[owner] = summed, tokens
             total += tokens
         groups = [(self.shared, self.experts_optimizer)]
         groups += [(self.backbones[owner], self.optimizers[owner]) for owner in owners]

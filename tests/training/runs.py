@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,12 @@ def configs_of(case: Case, folder: Path) -> list[NodeConfig]:
 def run_local(configs: list[NodeConfig]) -> None:
     """All nodes in this process, over the local exchange."""
     network = LocalNetwork(configs)
-    together([lambda i=i, c=c: run_node(c, network.transport(i)) for i, c in enumerate(configs)])
+    together([partial(run_node, config, network.transport(i)) for i, config in enumerate(configs)])
 
 
 def run_tls_threads(configs: list[NodeConfig]) -> None:
     """All nodes in this process, over mutual TLS on loopback."""
-    together([lambda c=c: run_node(c, TlsTransport(c)) for c in configs])
+    together([partial(run_node, config, TlsTransport(config)) for config in configs])
 
 
 def start_process(config: NodeConfig) -> "subprocess.Popen[str]":

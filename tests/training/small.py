@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def run_steps(
             result.decisions[index].append(run_step(node, step))
 
     try:
-        together([lambda i=i, n=n: run(i, n) for i, n in enumerate(nodes)])
+        together([partial(run, i, n) for i, n in enumerate(nodes)])
     finally:
         for index in range(len(configs)):
             network.transport(index).close()
@@ -240,19 +241,19 @@ class PlainShards:
             with torch.no_grad():
                 for key, parameter in shard.named_parameters():
                     parameter.copy_(module.get_parameter(key)[mine])
-                    parameter.main_grad = torch.zeros_like(parameter)
+                    parameter.main_grad = torch.zeros_like(parameter)  # type: ignore[attr-defined]
             self.shards.append(Shard(shard))
         self.names = [f"{name}.{key}" for key, _ in self.shards[0].module.named_parameters()]
 
     def gradients(self, host: int) -> dict[str, Tensor]:
         """What has piled up for a host's experts, by name in the whole model."""
         parameters = self.shards[host].module.parameters()
-        return {n: p.main_grad for n, p in zip(self.names, parameters, strict=True)}  # type: ignore[misc]
+        return {n: p.main_grad for n, p in zip(self.names, parameters, strict=True)}  # type: ignore[attr-defined]
 
 
 class _PlainExperts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, plain: PlainShards) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_TH: Tensor, weights_TK: Tensor, ids_TK: Tensor, plain: PlainShards) -> Tensor:
         order_T = secret_order(plain.secret, "rows", (0, 0, plain.layer, Phase.FORWARD), x_TH.shape[0])
         ctx.routes = routes(ids_TK, weights_TK, plain.map, order_T, plain.n)
         ctx.plain, ctx.like, ctx.top_k = plain, x_TH, ids_TK.shape[1]
@@ -267,7 +268,7 @@ class _PlainExperts(torch.autograd.Function):
         return combine(ctx.routes, rows, x_TH)
 
     @staticmethod
-    def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx, dweights = [], []
         every: list[tuple[Shard, Route, Saved]] = list(
             zip(ctx.plain.shards, ctx.routes, ctx.saved, strict=True)
@@ -282,7 +283,7 @@ class _PlainExperts(torch.autograd.Function):
 
 
 def _plain_shards_forward(module: Any, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-    y_TH: Tensor = _PlainExperts.apply(x_TH, weights_TK, ids_TK, module.plain_shards)  # type: ignore[no-untyped-call]
+    y_TH: Tensor = _PlainExperts.apply(x_TH, weights_TK, ids_TK, module.plain_shards)
     return y_TH
 
 
@@ -398,7 +399,7 @@ def outcomes(configs: list[NodeConfig], hook: Hook | None = None, timeout: float
         except BaseException as error:
             results[index] = error
 
-    together([lambda i=i: run(i) for i in range(len(configs))], timeout)
+    together([partial(run, i) for i in range(len(configs))], timeout)
     return results
 
 

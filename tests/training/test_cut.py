@@ -178,16 +178,16 @@ class _Never:
 def test_a_wait_inside_autograd_raises() -> None:
     class Waits(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        def forward(ctx: Any, x: Tensor) -> Tensor:
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+        def backward(ctx: Any, dy: Tensor) -> Tensor:
             lane.wait(_Never())
             return dy
 
     def work() -> None:
-        Waits.apply(torch.ones(2, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
+        Waits.apply(torch.ones(2, requires_grad=True)).sum().backward()
 
     lane = Lane(work, "a lane")
     with pytest.raises(AssertionError, match="inside autograd"):
@@ -197,7 +197,7 @@ def test_a_wait_inside_autograd_raises() -> None:
 
 
 def test_a_cancelled_lane_unwinds_its_stack_and_ends_its_thread() -> None:
-    unwound = []
+    unwound: list[bool] = []
 
     def work() -> None:
         try:

@@ -92,7 +92,7 @@ def test_an_expert_that_nobody_asked_still_decays_and_keeps_its_momentum() -> No
     before = group.parameters[name].detach().clone()
     moment = group.state()[f"{name}#exp_avg"].clone()
     step(group)
-    assert torch.equal(group.state()[f"{name}#exp_avg"], moment * 0.9)
+    torch.testing.assert_close(group.state()[f"{name}#exp_avg"], moment * 0.9)
     assert not torch.allclose(group.parameters[name].detach(), before * (1 - 1e-2 * 0.1), atol=1e-5)
 
 
@@ -133,11 +133,11 @@ def test_clipping_takes_the_norm_of_the_whole_group_even_where_only_a_part_is_he
     for half in halves:
         for name, parameter in half.parameters.items():
             parameter.main_grad.copy_(whole.parameters[name].main_grad)  # type: ignore[attr-defined]
-    norm = sum(half.squared_norm() for half in halves)
-    assert norm == pytest.approx(whole.squared_norm(), rel=1e-12)
+    squared = whole.squared_norm()
+    assert sum(half.squared_norm() for half in halves) == pytest.approx(squared, rel=1e-12)
     step(whole)
     for half in halves:
-        half.apply(tokens=1, squared_norm=whole.squared_norm(), factor=1.0)
+        half.apply(tokens=1, squared_norm=squared, factor=1.0)
         for name, parameter in half.parameters.items():
             assert torch.equal(parameter, whole.parameters[name])
 
@@ -148,7 +148,7 @@ def test_one_element_that_is_not_finite_shows_in_the_norm(value: float) -> None:
     fill(group, 1)
     assert math.isfinite(group.squared_norm())
     group.parameters["model.layers.0.mlp.gate.weight"].main_grad[1, 1] = value  # type: ignore[attr-defined]
-    assert group.squared_norm() == math.inf
+    assert not math.isfinite(group.squared_norm())
 
 
 def test_masters_move_where_bfloat16_would_stand_still() -> None:
@@ -178,7 +178,7 @@ def test_gradients_of_bfloat16_weights_pile_up_in_float32() -> None:
     group = ParameterSet({"a.weight": weight}, CONFIG)
     group.accumulate_from_autograd()
     for _ in range(300):
-        (weight * torch.full((8,), 1.0, dtype=torch.bfloat16)).sum().backward()  # type: ignore[no-untyped-call]
+        (weight * torch.full((8,), 1.0, dtype=torch.bfloat16)).sum().backward()
     assert weight.grad is None, "memory for a second gradient"
     assert torch.equal(weight.main_grad, torch.full((8,), 300.0)), "bfloat16 stops at 256"  # type: ignore[attr-defined]
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
-from pcmoe_node.config import NodeConfig
 from tests.training.oracle import Oracle
 from tests.training.runs import (
     QWEN3_MOE,
@@ -24,6 +21,9 @@ from tests.training.runs import (
     run_local,
     run_processes,
 )
+from torch import Tensor
+
+from pcmoe_node.config import NodeConfig
 
 Weights = dict[str, Tensor]
 
@@ -40,7 +40,7 @@ def steps_of(case: Case) -> int:
 def assert_equal_to_oracle(case: Case, configs: list[NodeConfig], oracle: Oracle) -> None:
     """Run the oracle and hold the nodes' stored weights and losses to it."""
     first = [_copy(backbone) for backbone in oracle.backbones], _copy(oracle.shared)
-    losses: list[dict[int, float]] = [oracle.step(step) for step in range(steps_of(case))]
+    losses = [oracle.step(step) for step in range(steps_of(case))]
     assert oracle.smallest_gap > 1e-5, f"routing is a matter of luck on this seed: {oracle.smallest_gap:.1e}"
     assert oracle.decisions <= 10_000
 
@@ -49,20 +49,26 @@ def assert_equal_to_oracle(case: Case, configs: list[NodeConfig], oracle: Oracle
     for member in range(case.n):
         name = configs[member].participant
         faults += _faults(name, backbones[member], oracle.backbones[member], first[0][member])
-        if case.micro_batches == 1:
-            faults += _loss_faults(name, configs[member], member, losses)
+        faults += _loss_faults(name, configs[member], member, losses)
     assert not faults, "\n".join(faults)
 
 
-def _loss_faults(name: str, config: NodeConfig, member: int, losses: list[dict[int, float]]) -> list[str]:
-    steps = config.training.steps_per_round
+def _loss_faults(
+    name: str, config: NodeConfig, member: int, losses: list[dict[int, tuple[float, int]]]
+) -> list[str]:
+    """Each round's training loss, as the node's journal says it, beside the oracle's."""
+    per_round = config.training.steps_per_round
     faults = []
     for record in rounds_of(config)[1:]:
-        mine = [step[member] for step in losses[record["step"] - steps : record["step"]] if member in step]
-        if len(mine) == 1 and abs(record["trainLoss"] - mine[0]) > 1e-6 * abs(mine[0]):
+        mine = [
+            step[member] for step in losses[record["step"] - per_round : record["step"]] if member in step
+        ]
+        expected = sum(loss for loss, _ in mine) / sum(tokens for _, tokens in mine)
+        if not abs(record["trainLoss"] - expected) <= 1e-6 * abs(expected):
             faults.append(
-                f"{name}: loss of round {record['round']} is {record['trainLoss']}, oracle {mine[0]}"
+                f"{name}: loss of round {record['round']} is {record['trainLoss']}, oracle {expected}"
             )
+    assert record["round"] == config.training.rounds
     return faults
 
 

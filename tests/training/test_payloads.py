@@ -320,7 +320,8 @@ FAULTS: dict[str, tuple[Kind, Callable[[Message], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_corrupted_message_ends_the_run_on_all_naming_who_sent_it(fault: str, tmp_path: Path) -> None:
     kind, corrupt, reason = FAULTS[fault]
-    culprit, corrupted = 1, []
+    culprit = 1
+    corrupted: list[Header] = []
 
     def hook(sender: int, receiver: int, message: Message, deliver: Callable[[], None]) -> None:
         right = sender == culprit and receiver == 0 and message.header.kind is kind

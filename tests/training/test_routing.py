@@ -1,6 +1,7 @@
 """From choices to one message per host and back: exact, in a secret order, and checked against each other."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,14 @@ from pcmoe_node.routing import (
 
 SECRET = bytes(range(32))
 HOSTS = (0, 1, 2, 0, 1, 2, 0, 1, 0, 2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(seed: int, *, tokens: int = 40, top_k: int = 3, experts: int = 10) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,7 +230,8 @@ def exchange(
 def test_honest_answers_stay_well_below_the_tolerance(wire: WireDtype, dtype: torch.dtype) -> None:
     host = shard(dtype)
     wire_dtype = {WireDtype.FLOAT32: torch.float32, WireDtype.BFLOAT16: torch.bfloat16}[wire]
-    worst = max(integrity_gap(*exchange(host, seed, wire_dtype, dtype)) for seed in range(300))
+    draws = 300 if dtype is torch.float32 else 60  # bfloat16 is slow on the CPU
+    worst = max(integrity_gap(*exchange(host, seed, wire_dtype, dtype)) for seed in range(draws))
     assert worst < INTEGRITY_TOLERANCE[wire] / 3
 
 
@@ -230,7 +240,7 @@ def test_swapped_rows_stale_weights_and_corruption_are_found(wire: WireDtype) ->
     host = shard()
     wire_dtype = {WireDtype.FLOAT32: torch.float32, WireDtype.BFLOAT16: torch.bfloat16}[wire]
     tolerance = INTEGRITY_TOLERANCE[wire]
-    for seed in range(50):
+    for seed in range(30):
         route, (dy_RH, dweights_S), y_RH = exchange(host, seed, wire_dtype)
         assert integrity_gap(route, (dy_RH, dweights_S), y_RH) < tolerance
         assert integrity_gap(route, (dy_RH, dweights_S), y_RH.roll(1, 0)) > tolerance

@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pcmoe_node.errors import NodeError
 from pcmoe_node.exchange.base import Arrival, Header, Kind, Message, Traffic

@@ -1,0 +1,116 @@
+"""With `deterministic` the same inputs give the same bits: run to run, over either exchange, stopped or not."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.exchange.rigs import changed
+from tests.training.runs import (
+    QWEN3_MOE,
+    Case,
+    configs_of,
+    node_log,
+    rounds_of,
+    run_local,
+    run_processes,
+    run_tls_threads,
+    start_process,
+)
+from torch import Tensor
+
+from pcmoe_node.config import NodeConfig
+
+CASE = Case(
+    n=3,
+    deterministic=True,
+    rounds=4,
+    steps_per_round=3,
+    micro_batches=3,
+    in_flight=2,
+    auxiliary=0.01,
+    architecture=dict(QWEN3_MOE),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def stored(configs: list[NodeConfig]) -> list[dict[str, Tensor]]:
+    """Everything of the last stored round: weights, masters and moments."""
+    newest = [max(Path(config.checkpoint_directory).glob("round-*")) for config in configs]
+    assert {folder.name for folder in newest} == {f"round-{CASE.rounds:06d}"}
+    return [load_file(folder / "state.safetensors") for folder in newest]
+
+
+def assert_same_bits(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
+    for mine, other in zip(found, expected, strict=True):
+        assert set(mine) == set(other)
+        different = [name for name, tensor in mine.items() if not torch.equal(tensor, other[name])]
+        assert not different
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    torch.set_num_threads(1)
+    configs = configs_of(CASE, tmp_path_factory.mktemp("reference"))
+    run_local(configs)
+    return stored(configs)
+
+
+def test_a_second_run_gives_the_same_bits(reference: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    configs = configs_of(CASE, tmp_path)
+    run_local(configs)
+    assert_same_bits(stored(configs), reference)
+
+
+def test_tls_gives_the_same_bits_as_local(reference: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    configs = configs_of(CASE, tmp_path)
+    run_tls_threads(configs)
+    assert_same_bits(stored(configs), reference)
+
+
+def test_hosts_that_recompute_give_the_same_bits_as_hosts_that_keep(
+    reference: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    configs = [changed(config, quota={"activation_bytes": 0}) for config in configs_of(CASE, tmp_path)]
+    run_local(configs)
+    assert_same_bits(stored(configs), reference)
+
+
+def test_processes_stopped_and_resumed_give_the_same_bits(
+    reference: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    configs = configs_of(CASE, tmp_path)
+    processes = [start_process(config) for config in configs]
+    try:
+        wait_for_round(configs[1], 2)  # so everybody has stored round 1
+        for process in processes:
+            process.terminate()
+        codes = [process.wait(20) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert set(codes) <= {75, 143}, codes
+    # One is a round behind, as a crash before the rename leaves it: everybody goes back to the common one.
+    for late in Path(configs[2].checkpoint_directory).glob("round-*"):
+        if late.name != "round-000001":
+            shutil.rmtree(late)
+    (Path(configs[2].checkpoint_directory) / "round-000002.tmp").mkdir()
+    assert run_processes(configs) == [0] * CASE.n, "\n".join(node_log(config)[-1500:] for config in configs)
+    assert "resuming after round 1 of 4" in node_log(configs[0])
+    assert_same_bits(stored(configs), reference)
+
+
+def wait_for_round(config: NodeConfig, number: int, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    journal = Path(config.log_directory) / "rounds.jsonl"
+    while time.monotonic() < deadline:
+        if journal.exists() and any(record["round"] >= number for record in rounds_of(config)):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"round {number} was not stored within {timeout} s: {node_log(config)[-500:]}")
