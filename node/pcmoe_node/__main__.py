@@ -79,7 +79,7 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
     try:
         checkpoints = Checkpoints(Path(config.checkpoint_directory), config.checkpoint_keep)
         stored = checkpoints.newest()
-        if stored >= training.rounds:
+        if stored >= training.rounds and checkpoints.finished:
             log.info("all %d rounds are stored already", training.rounds)
             state.phase, state.round = "DONE", stored
             return
@@ -87,10 +87,17 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
         node = assemble(config, transport, order_secret(config, position.secret if position else None))
         state.phase = "CONNECTING"
         log.info("loaded; connecting to %d peers", state.peers)
-        transport.open(float(config.transport.rejoin_timeout_seconds))
+        try:
+            transport.open(float(config.transport.rejoin_timeout_seconds))
+        except PeerLostError as error:
+            if stored < training.rounds:
+                raise
+            log.info("all %d rounds are stored, and not everybody is there any more: %s", stored, error)
+            return
         state.peers_connected = state.peers
         run = Run(node=node, state=state, journal=journal, checkpoints=checkpoints, baseline_rss=baseline)
         run_rounds(run, resume(run, stored))
+        checkpoints.finish()
         transport.close()
     except NodeError as error:
         state.phase, state.error = "FAILED", f"{type(error).__name__}: {error}"

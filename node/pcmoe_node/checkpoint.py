@@ -63,6 +63,17 @@ class Checkpoints:
         """The newest complete round; 0 where there is none."""
         return max(self.rounds(), default=0)
 
+    def finish(self) -> None:
+        """Remember that nobody needs this participant any more."""
+        with _faults_of(self.directory, "used"):
+            (self.directory / "finished").touch()
+            _fsync(self.directory)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over for everybody."""
+        return (self.directory / "finished").exists()
+
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
         """Store a round durably, then drop rounds beyond the number to keep."""
         final = self._folder(position.round)

@@ -54,11 +54,10 @@ class NodeModel:
 
 
 def build(config: NodeConfig, device: torch.device) -> NodeModel:
-    """Build, and fill with the checkpoint's weights or with random ones drawn from the agreement's seed."""
+    """Build in float32, and fill with the checkpoint's weights or with random ones drawn from the agreement's seed."""
     model = _skeleton(config.model)
     layers = decoder_layers(model)
     shards, experts, names = _split(model, layers, config)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
     model.to_empty(device=device)
     model.tie_weights()  # type: ignore[operator]  # leaving the meta device made two parameters of a tied one
     for shard in shards.values():
@@ -69,9 +68,6 @@ def build(config: NodeConfig, device: torch.device) -> NodeModel:
         _draw_experts(model, shards, config, names)
     else:
         _load(model, shards, config, names)
-    _cast(model, dtype)
-    for shard in shards.values():
-        _cast(shard.module, dtype)
     model.train()
     hosted = {
         f"{names[layer]}.{key}": parameter
@@ -249,10 +245,3 @@ def _tied_names(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: group for group in names.values() if len(group) > 1 for name in group}
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Weights to the compute dtype; tables such as rotary frequencies stay float32."""
-    if dtype is not torch.float32:
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)

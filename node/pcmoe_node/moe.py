@@ -33,7 +33,7 @@ from pcmoe_node.routing import (
 )
 
 INTEGRITY_TOLERANCE = {WireDtype.FLOAT32: 1e-3, WireDtype.BFLOAT16: 0.1}
-"""Largest relative gap between Σ w·dw and ⟨dy, y⟩ of a row that rounding explains."""
+"""Largest relative gap between Σ w·dw and ⟨dy, y⟩ of a row that rounding explains, by the coarsest dtype on the way."""
 
 
 def experts_forward(module: nn.Module, x_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
@@ -59,6 +59,12 @@ class Owner:
     check_integrity: bool = True
     running: dict[int, MicroBatch] = field(default_factory=dict)
     """The micro-batch of each lane."""
+
+    @property
+    def tolerance(self) -> float:
+        """Gap of the integrity check that rounding explains; a peer's compute dtype is the agreement's, like ours."""
+        rounded = self.conductor.codec.dtype is torch.bfloat16
+        return INTEGRITY_TOLERANCE[WireDtype.BFLOAT16 if rounded else self.wire_dtype]
 
     def current(self) -> MicroBatch:
         """The micro-batch whose lane has the turn."""
@@ -192,11 +198,11 @@ class Call:
                 continue
             gradients = (sent[host], answered.dweights[host])
             gap = integrity_gap(route, gradients, self._ticket.rows[host])
-            if not gap <= INTEGRITY_TOLERANCE[owner.wire_dtype]:  # true for NaN too
+            if not gap <= owner.tolerance:  # true for NaN too
                 raise ProtocolError(
                     f"{owner.conductor.names[host]}: outputs and gradients of layer {self.experts.layer}, step "
                     f"{self.micro_batch.step}, don't fit together: relative gap {gap:.1e}, allowed "
-                    f"{INTEGRITY_TOLERANCE[owner.wire_dtype]:.0e}"
+                    f"{owner.tolerance:.0e}"
                 )
         self._ticket.release()
         self._ticket = None

@@ -24,12 +24,20 @@ def decays(name: str) -> bool:
 class ParameterSet:
     """Parameters that are clipped and stepped together."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Take over `parameters`, whose values become the float32 masters, and cast them to `dtype` for compute."""
         self.parameters = dict(sorted(parameters.items()))
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in self.parameters.items():
-            full = parameter.dtype == torch.float32
+            full = parameter.dtype == dtype == torch.float32
             master = parameter if full else nn.Parameter(parameter.detach().float())
+            if dtype != torch.float32:
+                parameter.data = parameter.data.to(dtype)
             master.grad = torch.zeros_like(master)
             parameter.main_grad = master.grad  # type: ignore[attr-defined]
             self.masters[name] = master

@@ -26,6 +26,8 @@ from pcmoe_node.protocol.step import StepMachine
 from pcmoe_node.step import Participant
 from pcmoe_node.tokenizer import load_tokenizer
 
+DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def choose_device(config: NodeConfig) -> torch.device:
     """The device the configuration asks for; `ResourceError` where CUDA is asked for and absent."""
@@ -82,7 +84,7 @@ def assemble(config: NodeConfig, transport: Transport, secret: bytes) -> Partici
     owner = Owner(conductor=conductor, secret=secret, wire_dtype=wire_dtype)
     _hook(config, built, owner)
     optimizer = config.training.optimizer
-    backbone = ParameterSet(built.backbone, optimizer)
+    backbone = ParameterSet(built.backbone, optimizer, DTYPE[config.model.dtype])
     backbone.accumulate_from_autograd()
     node = Participant(
         config=config,
@@ -91,7 +93,7 @@ def assemble(config: NodeConfig, transport: Transport, secret: bytes) -> Partici
         owner=owner,
         corpus=corpus,
         backbone=backbone,
-        experts=ParameterSet(built.hosted, optimizer),
+        experts=ParameterSet(built.hosted, optimizer, DTYPE[config.model.dtype]),
         device=device,
         auxiliary=auxiliary_loss_function(built.model)
         if config.training.auxiliary_loss_coefficient
@@ -131,13 +133,12 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
     names = tuple(peer.name for peer in config.participants)
     training = config.training
     hidden_size = int(built.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
-    dtype = next(iter(built.backbone.values())).dtype
     return Conductor(
         me=config.index,
         names=names,
         transport=transport,
         limits=Limits.from_config(config),
-        codec=Codec(hidden_size, dtype, device, config.transport.max_abs),
+        codec=Codec(hidden_size, DTYPE[config.model.dtype], device, config.transport.max_abs),
         host=Host(
             built.shards,
             activation_bytes=config.quota.activation_bytes,

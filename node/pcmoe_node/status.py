@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -75,6 +76,13 @@ def resident() -> dict[str, int]:
     return {"rssBytes": now, "peakRssBytes": peak}
 
 
+class _Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Bind without asking DNS for the own name, which can take seconds in a cluster."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
 class StatusServer:
     """Serves one node's state on its own thread and registry."""
 
@@ -109,7 +117,7 @@ class StatusServer:
 
         Handler.timeout = 5
         try:
-            self._server = ThreadingHTTPServer((host.strip("[]"), int(port)), Handler)
+            self._server = _Server((host.strip("[]"), int(port)), Handler)
         except (ValueError, OverflowError):
             raise ConfigError(f"status_listen: {listen} must be host:port") from None
         except OSError as error:
