@@ -21,7 +21,9 @@ from tests.training.runs import (
 )
 from torch import Tensor
 
+from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
+from pcmoe_node.exchange.local import LocalNetwork
 
 CASE = Case(
     n=3,
@@ -33,11 +35,6 @@ CASE = Case(
     auxiliary=0.01,
     architecture=dict(QWEN3_MOE),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def stored(configs: list[NodeConfig]) -> list[dict[str, Tensor]]:
@@ -56,7 +53,7 @@ def assert_same_bits(found: list[dict[str, Tensor]], expected: list[dict[str, Te
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # before the function-scoped fixture does
     configs = configs_of(CASE, tmp_path_factory.mktemp("reference"))
     run_local(configs)
     return stored(configs)
@@ -80,6 +77,24 @@ def test_hosts_that_recompute_give_the_same_bits_as_hosts_that_keep(
     configs = [changed(config, quota={"activation_bytes": 0}) for config in configs_of(CASE, tmp_path)]
     run_local(configs)
     assert_same_bits(stored(configs), reference)
+
+
+def test_one_that_lost_the_last_round_finds_the_others_again(
+    reference: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    configs = configs_of(CASE, tmp_path)
+    run_local(configs)
+    for config in configs:  # as if all were killed before anybody knew that everybody had stored it
+        (Path(config.checkpoint_directory) / "finished").unlink()
+    shutil.rmtree(Path(configs[1].checkpoint_directory) / f"round-{CASE.rounds:06d}")
+    run_local(configs)
+    assert_same_bits(stored(configs), reference)
+
+
+def test_a_finished_participant_needs_nobody(tmp_path: Path) -> None:
+    configs = configs_of(CASE, tmp_path)
+    run_local(configs)
+    run_node(configs[0], LocalNetwork(configs).transport(0))
 
 
 def test_processes_stopped_and_resumed_give_the_same_bits(

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ class _EagerAttention:
     @staticmethod
     def from_config(config: Any, **settings: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, **{**settings, "attn_implementation": "eager"})
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def differing(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:

@@ -1,7 +1,6 @@
 """The host: the same bits whatever it keeps and whatever arrives first."""
 
 import itertools
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,6 @@ from pcmoe_node.protocol.effects import Phase
 
 HIDDEN, HOSTED, LAYER = 16, 4, 2
 Answers = dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_shard(family: str = "olmoe", dtype: torch.dtype = torch.float32) -> Shard:

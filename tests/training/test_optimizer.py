@@ -1,7 +1,6 @@
 """Decay by name, clipping as torch does it, float32 masters, and state that comes back bit by bit."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,14 +27,6 @@ SHAPES = {
     "model.layers.0.input_layernorm.weight": (5,),
     "model.layers.0.mlp.gate.weight": (4, 5),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def parameters(seed: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:

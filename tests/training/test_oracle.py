@@ -28,11 +28,6 @@ from pcmoe_node.config import NodeConfig
 Weights = dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def steps_of(case: Case) -> int:
     return case.rounds * case.steps_per_round
 

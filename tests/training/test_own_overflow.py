@@ -1,6 +1,6 @@
 """An overflow of one's own skips the step for all, is never sent, and ends the run when it doesn't stop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ from pcmoe_node.step import Participant, evaluate
 INF = float("inf")
 BERLIN = 1
 Inject = Callable[[Participant], None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def all_finite(sender: int, receiver: int, message: Message, deliver: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """What leaves holds nothing but what is meant, and what arrives is checked value by value."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,6 @@ HIDDEN, ROWS = 12, 7  # neither is a multiple of what sections are aligned to
 BOUND = 10_000.0
 CPU = torch.device("cpu")
 BOTH = pytest.mark.parametrize("wire", [WireDtype.FLOAT32, WireDtype.BFLOAT16], ids=["fp32", "bf16"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -11,11 +11,6 @@ from tests.training.runs import QWEN3_MOE, Case, configs_of, rounds_of, run_loca
 CASE = Case(n=2, rounds=2, steps_per_round=6, learning_rate=2e-3, length=32, architecture=dict(QWEN3_MOE))
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("wire", ["bfloat16", "float32"])
 def test_bfloat16_compute_learns_as_float32_does(wire: str, tmp_path: Path) -> None:
     exact, rounded = configs_of(CASE, tmp_path / "exact"), configs_of(CASE, tmp_path / "rounded")

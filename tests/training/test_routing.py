@@ -1,7 +1,6 @@
 """From choices to one message per host and back: exact, in a secret order, and checked against each other."""
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -27,14 +26,6 @@ from pcmoe_node.routing import (
 
 SECRET = bytes(range(32))
 HOSTS = (0, 1, 2, 0, 1, 2, 0, 1, 0, 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(seed: int, *, tokens: int = 40, top_k: int = 3, experts: int = 10) -> tuple[Tensor, Tensor, Tensor]:
