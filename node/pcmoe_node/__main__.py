@@ -1,6 +1,7 @@
 """`pcmoe-node --config FILE`: run one participant until its rounds are done."""
 
 import argparse
+import ctypes
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from pcmoe_node.rounds import Run, run_rounds
 from pcmoe_node.status import Journal, State, StatusServer, resident
 
 log = logging.getLogger("pcmoe")
+_M_ARENA_MAX = -8  # malloc.h
 
 
 class _Told(BaseException):
@@ -40,11 +42,23 @@ def main() -> None:
     )
     for number, code in ((signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)):
         signal.signal(number, _raise_told(code))
+    _use_one_arena()
     exit_code = _run(path)
     # Taking a process with torch and transformers apart object by object takes seconds, and frees nothing that the
     # end of the process doesn't.
     logging.shutdown()
     os._exit(exit_code)
+
+
+def _use_one_arena() -> None:
+    """Let all threads share one malloc arena, where the C library is glibc.
+
+    By default each lane's thread has its own, and memory freed in one is of no use to the others: measured on the
+    pilot, 515 MB of peak against 386 MB, at the same speed, because only one lane runs at a time anyway.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _run(path: Path) -> int:
