@@ -14,6 +14,7 @@ from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, PeerLostError
 from pcmoe_node.exchange.base import Transport
 from pcmoe_node.exchange.tls import TlsTransport
+from pcmoe_node.gpu import meter_of
 from pcmoe_node.participant import assemble, order_secret
 from pcmoe_node.resume import resume, stored_position
 from pcmoe_node.rounds import Run, run_rounds
@@ -109,7 +110,14 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
             log.info("all %d rounds are stored, and not everybody is there any more: %s", stored, error)
             return
         state.peers_connected = state.peers
-        run = Run(node=node, state=state, journal=journal, checkpoints=checkpoints, baseline_rss=baseline)
+        run = Run(
+            node=node,
+            state=state,
+            journal=journal,
+            checkpoints=checkpoints,
+            baseline_rss=baseline,
+            gpu=meter_of(node.device),
+        )
         run_rounds(run, resume(run, stored))
         checkpoints.finish()
         transport.close()

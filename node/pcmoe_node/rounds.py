@@ -4,10 +4,9 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.exchange.base import Kind, Traffic
+from pcmoe_node.gpu import GpuMeter
 from pcmoe_node.participant import position, tensors
 from pcmoe_node.protocol.round import evaluation_due
 from pcmoe_node.status import Journal, State, resident
@@ -26,6 +25,7 @@ class Run:
     checkpoints: Checkpoints
     baseline_rss: int
     """Resident bytes after imports, before anything was loaded."""
+    gpu: GpuMeter | None = None
     tokens: int = 0
     """Supervised tokens trained on, over all runs."""
     started: float = field(default_factory=time.monotonic)
@@ -89,8 +89,8 @@ def _progress(run: Run) -> None:
     state.train_loss = node.tally.mean
     state.tokens = run.tokens + node.tally.tokens
     state.traffic = _named(run, node.conductor.transport.traffic())
-    if torch.cuda.is_available() and node.device.type == "cuda":
-        state.gpu_bytes = torch.cuda.memory_allocated(node.device)
+    if run.gpu is not None:
+        state.gpu = run.gpu.read().by_kind()
 
 
 def _record(run: Run, round_number: int, held_out: float | None) -> None:
@@ -134,7 +134,7 @@ def _record(run: Run, round_number: int, held_out: float | None) -> None:
 
 def _memory(run: Run) -> dict[str, object]:
     backbone, experts = run.node.backbone.bytes(), run.node.experts.bytes()
-    peak = torch.cuda.max_memory_allocated(run.node.device) if run.node.device.type == "cuda" else None
+    peak = None if run.gpu is None else run.gpu.peak()
     tensor_bytes = {"backbone": backbone["weights"], "experts": experts["weights"]}
     for kind in ("gradients", "moments", "masters"):
         tensor_bytes[kind] = backbone[kind] + experts[kind]

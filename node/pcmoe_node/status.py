@@ -39,7 +39,8 @@ class State:
     tokens_per_second: float | None = None
     peers_connected: int = 0
     tensor_bytes: int = 0
-    gpu_bytes: int | None = None
+    gpu: Mapping[str, int] = field(default_factory=dict)
+    """GPU memory in bytes by kind: allocated, reserved (torch), used, total (the whole device); empty without one."""
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     error: str | None = None
 
@@ -60,7 +61,7 @@ class State:
             "bytesReceived": sum(t.bytes_received for t in self.traffic.values()),
             "peersConnected": self.peers_connected,
             "peers": self.peers,
-            "memory": {**resident(), "tensorBytes": self.tensor_bytes, "gpuBytes": self.gpu_bytes},
+            "memory": {**resident(), "tensorBytes": self.tensor_bytes, "gpuBytes": dict(self.gpu) or None},
             "error": self.error,
         }
 
@@ -168,8 +169,8 @@ class _Metrics(Collector):
         memory.add_metric(["rss"], now["rssBytes"])
         memory.add_metric(["rss_peak"], now["peakRssBytes"])
         memory.add_metric(["tensors"], state.tensor_bytes)
-        if state.gpu_bytes is not None:
-            memory.add_metric(["gpu"], state.gpu_bytes)
+        for kind, count in state.gpu.items():
+            memory.add_metric([f"gpu_{kind}"], count)
         yield memory
 
 
