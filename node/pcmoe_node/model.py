@@ -21,7 +21,7 @@ from pcmoe_node.config import ModelConfig, NodeConfig
 from pcmoe_node.errors import ConfigError, ResourceError
 from pcmoe_node.experts import Shard, shard_of
 from pcmoe_node.fingerprint import fingerprint
-from pcmoe_node.weights import CheckpointReader
+from pcmoe_node.weights import open_checkpoint
 
 FAMILIES = frozenset({"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """Families whose cut backward was compared with plain backward (tests/training/test_cut.py); others are refused."""
@@ -224,7 +224,7 @@ def _load(model: nn.Module, shards: dict[int, Shard], config: NodeConfig, names:
         raise ResourceError(
             f"{folder}: fingerprint is {found}, the agreement says {config.model.fingerprint}"
         )
-    reader = CheckpointReader(folder)
+    reader = open_checkpoint(folder)
     placed = {place.layer: place.hosts for place in config.placement}
     tied = _tied_names(model)
     with torch.no_grad():
