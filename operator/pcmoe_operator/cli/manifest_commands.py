@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -171,31 +172,34 @@ def _plan_json(plan: Plan, network: Network, prediction: Prediction) -> dict[str
 
 def _print_plan(console: Console, consortium: Consortium, plan: Plan, prediction: Prediction) -> None:
     title = f"{consortium.metadata.name}: {plan.shared_layers} of {len(plan.placement)} layers' experts are shared"
-    table = Table(title=title, title_justify="left")
-    table.add_column("participant")
-    columns = ("experts", "backbone", "shard", "optimizer", "activations", "others", "buffers", "memory")
-    for column in (*columns, "checkpoint", "sent/step", "saved"):
-        table.add_column(column, justify="right")
+    parts = ("backbone", "experts", "optimizer", "activations", "others", "buffers", "total")
+    memory = _table(f"{title}\nmemory while training", parts)
+    rest = _table("the rest", ("experts hosted", "checkpoint on disk", "sent per step", "memory saved"))
     for participant in plan.participants:
-        memory = participant.memory
-        optimizer = memory.gradients + memory.moments + memory.masters
-        parts = (
-            memory.backbone,
-            memory.experts,
-            optimizer,
-            memory.activations,
-            memory.served,
-            memory.buffers,
-        )
-        table.add_row(
+        own = participant.memory
+        optimizer = own.gradients + own.moments + own.masters
+        kinds = (own.backbone, own.experts, optimizer, own.activations, own.served, own.buffers, own.total)
+        memory.add_row(participant.name, *map(units.size, kinds))
+        rest.add_row(
             participant.name,
             str(participant.experts),
-            *map(units.size, (*parts, memory.total, participant.checkpoint, participant.step.sent)),
+            units.size(participant.checkpoint),
+            units.size(participant.step.sent),
             _percent(participant.saving_per_mille),
         )
-    console.print(table)
+    console.print(memory)
+    console.print(rest)
     for sentence in _sentences(consortium, plan, prediction):
         _say(console, sentence)
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    """A row per participant, narrow enough for 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _sentences(consortium: Consortium, plan: Plan, prediction: Prediction) -> list[str]:
