@@ -134,51 +134,61 @@ def choices(spec: dict[str, Any], rows: int) -> tuple[Any, Any, Any]:
     return x_TH, ids_TK, torch.rand(rows, spec["top_k"]).softmax(-1)
 
 
-def our_step(spec: dict[str, Any]) -> Step:
-    """Forward and backward of all micro-batches through all layers, then the vote; no optimizer, no attention."""
+def _conductor(spec: dict[str, Any]) -> tuple[Any, Any]:
+    """(conductor, config) of the product, around shards of experts and mutual TLS, not connected yet."""
     import torch
 
     from pcmoe_node.conductor import Conductor
     from pcmoe_node.config import NodeConfig
-    from pcmoe_node.cut import MicroBatch
-    from pcmoe_node.exchange.base import WireDtype
     from pcmoe_node.exchange.limits import Limits
     from pcmoe_node.exchange.tls import TlsTransport
     from pcmoe_node.experts import Shard
     from pcmoe_node.host import Host
-    from pcmoe_node.moe import Owner, RemoteExperts
     from pcmoe_node.payloads import Codec
-    from pcmoe_node.protocol.effects import Phase
     from pcmoe_node.protocol.round import Farewell
     from pcmoe_node.protocol.step import StepMachine
 
     config = NodeConfig.model_validate_json(Path(spec["config"]).read_text())
     names, me = tuple(peer.name for peer in config.participants), config.index
-    micro_batches, in_flight = spec["micro_batches"], spec["in_flight"]
     shards = {
         place.layer: Shard(experts(spec["hidden"], spec["intermediate"], (place.hosts or ()).count(me)))
         for place in config.placement
     }
-    transport = TlsTransport(config)
+    served = tuple(sorted(shards))
+    max_abs = config.transport.max_abs
     conductor = Conductor(
         me=me,
         names=names,
-        transport=transport,
+        transport=TlsTransport(config),
         limits=Limits.from_config(config),
-        codec=Codec(spec["hidden"], torch.float32, torch.device("cpu"), 1e4),
-        host=Host(shards, activation_bytes=1 << 34, ordered=False),
-        machine=StepMachine(me, len(names), micro_batches, in_flight, tuple(sorted(shards)), names=names),
+        codec=Codec(spec["hidden"], torch.float32, torch.device("cpu"), max_abs),
+        host=Host(shards, activation_bytes=1 << 34, ordered=False, max_abs=max_abs),
+        machine=StepMachine(me, len(names), spec["micro_batches"], spec["in_flight"], served, names=names),
         farewell=Farewell(me, len(names)),
         ordered=False,
         progress_timeout=300.0,
     )
+    return conductor, config
+
+
+def our_step(spec: dict[str, Any]) -> Step:
+    """Forward and backward of all micro-batches through all layers, then the vote; no optimizer, no attention."""
+    import torch
+
+    from pcmoe_node.cut import MicroBatch
+    from pcmoe_node.exchange.base import WireDtype
+    from pcmoe_node.moe import Owner, RemoteExperts
+    from pcmoe_node.protocol.effects import Phase
+
+    conductor, config = _conductor(spec)
+    micro_batches = spec["micro_batches"]
     owner = Owner(conductor=conductor, secret=bytes(32), wire_dtype=WireDtype.FLOAT32)
     remotes = [RemoteExperts(owner, place.layer, place.hosts or ()) for place in config.placement]
     rows = spec["rows"] // micro_batches
     inputs = [[choices(spec, rows) for _ in remotes] for _ in range(micro_batches)]
     dy_TH = torch.randn(rows, spec["hidden"])
-    transport.open(120.0)
-    everybody = frozenset(range(len(names)))
+    conductor.transport.open(120.0)
+    everybody = frozenset(range(len(conductor.names)))
     conductor.begin_step(everybody, micro_batches)
 
     def work(step: int, number: int) -> None:
@@ -194,7 +204,7 @@ def our_step(spec: dict[str, Any]) -> Step:
         machine = conductor.machine
         conductor.vote_due = conductor.decision = None
         conductor.carry_out(machine.enter(number, everybody))
-        conductor.run([partial(work, number, n) for n in range(micro_batches)], in_flight)
+        conductor.run([partial(work, number, n) for n in range(micro_batches)], spec["in_flight"])
         conductor.carry_out(machine.owner_done(spec["rows"], True))
         conductor.wait_until(lambda: conductor.vote_due is not None)
         conductor.host.deferred.play_all()

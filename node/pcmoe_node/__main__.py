@@ -94,7 +94,7 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
     try:
         checkpoints = Checkpoints(Path(config.checkpoint_directory), config.checkpoint_keep)
         stored = checkpoints.newest()
-        if stored >= training.rounds and checkpoints.finished:
+        if stored >= training.rounds and checkpoints.finished(training.rounds):
             log.info("all %d rounds are stored already", training.rounds)
             state.phase, state.round = "DONE", stored
             return
@@ -108,6 +108,7 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
             if stored < training.rounds:
                 raise
             log.info("all %d rounds are stored, and not everybody is there any more: %s", stored, error)
+            state.phase, state.round = "DONE", stored
             return
         state.peers_connected = state.peers
         run = Run(
@@ -119,7 +120,7 @@ def run_node(config: NodeConfig, transport: Transport) -> None:
             gpu=meter_of(node.device),
         )
         run_rounds(run, resume(run, stored))
-        checkpoints.finish()
+        checkpoints.finish(training.rounds)
         transport.close()
     except NodeError as error:
         state.phase, state.error = "FAILED", f"{type(error).__name__}: {error}"

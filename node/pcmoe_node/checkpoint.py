@@ -63,16 +63,17 @@ class Checkpoints:
         """The newest complete round; 0 where there is none."""
         return max(self.rounds(), default=0)
 
-    def finish(self) -> None:
-        """Remember that nobody needs this participant any more."""
+    def finish(self, rounds: int) -> None:
+        """Remember that all have stored the last of `rounds`, and nobody needs this participant any more."""
         with _faults_of(self.directory, "used"):
-            (self.directory / "finished").touch()
+            (self.directory / "finished").write_text(str(rounds))
+            _fsync(self.directory / "finished")
             _fsync(self.directory)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run is over for everybody."""
-        return (self.directory / "finished").exists()
+    def finished(self, rounds: int) -> bool:
+        """Whether a run of `rounds` is over for everybody; one of fewer rounds says nothing about it."""
+        path = self.directory / "finished"
+        return path.exists() and path.read_text() == str(rounds)
 
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
         """Store a round durably, then drop rounds beyond the number to keep."""

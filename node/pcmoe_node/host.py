@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pcmoe_node.bounds import within
 from pcmoe_node.experts import Batch, Saved, Shard
 from pcmoe_node.protocol.effects import Phase
 
@@ -103,7 +104,7 @@ class Host:
         shard = self.shards[key[2]]
         if phase is Phase.EVALUATE:
             y_RH = shard.forward(batch, keep=False)[0]
-            return y_RH if self._within_bounds(y_RH) else torch.zeros_like(y_RH), False
+            return y_RH if within(y_RH, self._max_abs) else torch.zeros_like(y_RH), False
         size = shard.activation_bytes(batch)
         fits = self._bytes_kept + size <= self._budget
         y_RH, saved = shard.forward(batch, keep=fits)
@@ -130,13 +131,7 @@ class Host:
 
     def _bounded(self, key: Key, rows_RH: Tensor) -> Tensor:
         """The rows, or zeros where they may not be sent: an overflow here is no fault of the owner's request."""
-        if self._within_bounds(rows_RH):
+        if within(rows_RH, self._max_abs):
             return rows_RH
         self._overflowed.add(key)
         return torch.zeros_like(rows_RH)
-
-    def _within_bounds(self, rows_RH: Tensor) -> bool:
-        if not rows_RH.shape[0]:
-            return True
-        low, high = torch.aminmax(rows_RH)
-        return bool((low >= -self._max_abs) & (high <= self._max_abs))  # false for NaN too

@@ -9,6 +9,7 @@ anything was allocated; what is checked here is what only the values can tell: f
 import torch
 from torch import Tensor
 
+from pcmoe_node.bounds import within
 from pcmoe_node.errors import ProtocolError
 from pcmoe_node.exchange.base import Buffer, Header, Message, WireDtype
 from pcmoe_node.exchange.layout import gaps, sections
@@ -111,8 +112,7 @@ class Codec:
 
     def within_bounds(self, x_TH: Tensor) -> bool:
         """Finite and within the agreed bound: whether our own values may be sent."""
-        low, high = torch.aminmax(x_TH)
-        return bool((low >= -self.max_abs) & (high <= self.max_abs))
+        return within(x_TH, self.max_abs)
 
     def _rows(self, buffer: Buffer, header: Header) -> Tensor:
         flat = _view(buffer, TORCH_DTYPE[header.dtype], header.rows * self.hidden_size, 0)
@@ -120,8 +120,7 @@ class Codec:
 
     def _check(self, values: Tensor, header: Header, peer: str, what: str, *, bounded: bool = True) -> None:
         limit = self.max_abs if bounded else torch.finfo(torch.float32).max
-        low, high = torch.aminmax(values)
-        if not bool((low >= -limit) & (high <= limit)):  # false for NaN too
+        if not within(values, limit):
             rule = f"finite and within ±{self.max_abs:g}" if bounded else "finite"
             raise ProtocolError(f"{_where(header, peer)}: {what} must be {rule}")
 

@@ -84,8 +84,10 @@ def test_one_that_lost_the_last_round_finds_the_others_again(
 ) -> None:
     configs = configs_of(CASE, tmp_path)
     run_local(configs)
-    for config in configs:  # as if all were killed before anybody knew that everybody had stored it
-        (Path(config.checkpoint_directory) / "finished").unlink()
+    for (
+        config
+    ) in configs:  # all were killed before anybody knew, and what an earlier, shorter run left says nothing
+        (Path(config.checkpoint_directory) / "finished").write_text(str(CASE.rounds - 1))
     shutil.rmtree(Path(configs[1].checkpoint_directory) / f"round-{CASE.rounds:06d}")
     run_local(configs)
     assert_same_bits(stored(configs), reference)
