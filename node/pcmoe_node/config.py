@@ -1,11 +1,11 @@
-"""NodeConfig: all that one node is told, written by the operator (or `pcmoe run`) and read by the node.
+"""NodeConfig and CoordinatorConfig: all that one process is told, written by the operator (or `pcmoe run`).
 
 Imports neither torch nor Kubernetes: it is the contract between the two halves of the project.
 Every length is in the unit its name ends with; decimals of the agreement arrive as floats.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -98,12 +98,17 @@ class TransportConfig(Part):
     """A wait so long without any progress ends the run."""
     rejoin_timeout_seconds: Count
     """So long a participant may take to load, to connect, or to come back."""
+    on_peer_loss: Literal["Fail", "Wait"]
+    """When a peer is lost. Fail: end, naming it. Wait: hold until it is back, and go on from the last common round."""
     max_abs: Annotated[float, Field(gt=0)]
     """Largest absolute value that may be in a hidden state or gradient received."""
 
 
 class PeerConfig(Part):
-    """One participant of the agreement, oneself included; sorted by name, the index is its number everywhere."""
+    """One participant of the agreement, oneself included; sorted by name, the index is its number everywhere.
+
+    Also the coordinator, which is no participant and has no number.
+    """
 
     name: str
     identity: str
@@ -153,13 +158,47 @@ class QuotaConfig(Part):
     """Budget for activations kept for others' tokens; beyond it a host keeps inputs and recomputes."""
 
 
-class NodeConfig(Part):
+class _Told(Part):
+    """What nodes and coordinator read alike."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a configuration; a broken one is a `ConfigError` that names each field and rule."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"{path}: {faults}") from None
+
+
+class CoordinatorConfig(_Told):
+    """All that the coordinator is told. It never sees a tensor, a token or a participant's key."""
+
+    version: Literal["pcmoe-coordinator/1"]
+    participants: Annotated[tuple[PeerConfig, ...], Field(min_length=1, max_length=64)]
+    coordinator: PeerConfig
+    """Itself; its certificate is signed by the CA of the participant that runs it."""
+    identity: IdentityConfig
+    """`listen` must be set."""
+    peer_timeout_seconds: Count
+    """No byte from a node for so long: its session is over. That alone ends nothing else."""
+    log_directory: str
+    """`events.jsonl` goes here."""
+    status_listen: str
+    """`host:port` of `/metrics`, `/healthz`, `/readyz` and `/status`; port 0 picks one."""
+
+
+class NodeConfig(_Told):
     """All that one node is told."""
 
     version: Literal["pcmoe-node/1"]
     participant: str
     """This node's name, one of `participants`."""
     participants: Annotated[tuple[PeerConfig, ...], Field(min_length=1, max_length=64)]
+    coordinator: PeerConfig
+    """Who says which view stands; `endpoint` must be set."""
     identity: IdentityConfig
     model: ModelConfig
     placement: tuple[LayerPlacement, ...]
@@ -180,6 +219,8 @@ class NodeConfig(Part):
     """`rounds.jsonl` and `events.jsonl` go here."""
     status_listen: str
     """`host:port` of `/metrics`, `/healthz`, `/readyz` and `/status`; port 0 picks one."""
+    termination_message: str | None
+    """File for the last status, at most 4 KiB of JSON, written at the end (Kubernetes' termination log), or None."""
 
     @property
     def index(self) -> int:
@@ -190,14 +231,3 @@ class NodeConfig(Part):
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.training.rounds * self.training.steps_per_round
-
-    @staticmethod
-    def load(path: Path) -> "NodeConfig":
-        """Read a configuration; a broken one is a `ConfigError` that names each field and rule."""
-        try:
-            return NodeConfig.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"{path}: {faults}") from None
