@@ -56,7 +56,7 @@ def main() -> None:
 
 def _seconds(in_flight: int, delay: float, repeats: int) -> list[float]:
     """Seconds of each measured step."""
-    from tests.exchange.delay_proxy import DelayProxy
+    from tests.faults.proxy import FaultProxy
 
     spec: dict[str, Any] = {**SHAPE, "rows": MICRO_BATCHES * ROWS, "micro_batches": MICRO_BATCHES}
     spec |= {"in_flight": in_flight, "repeats": repeats}
@@ -64,7 +64,7 @@ def _seconds(in_flight: int, delay: float, repeats: int) -> list[float]:
         configs = make_configs(spec, 2, Path(name))
         if delay:
             # The smaller name dials: it finds the other behind the proxy.
-            proxy = stack.enter_context(DelayProxy(configs[1].participants[1].endpoint, delay))
+            proxy = stack.enter_context(FaultProxy(configs[1].participants[1].endpoint, delay))
             there = configs[0].participants[1].model_copy(update={"endpoint": proxy.endpoint})
             peers = (configs[0].participants[0], there)
             configs[0] = configs[0].model_copy(update={"participants": peers})

@@ -137,13 +137,14 @@ def choices(spec: dict[str, Any], rows: int) -> tuple[Any, Any, Any]:
 def _conductor(spec: dict[str, Any]) -> tuple[Any, Any]:
     """(conductor, config) of the product, around shards of experts and mutual TLS, not connected yet."""
     import torch
+    from tests.exchange.rigs import tls_transport
 
     from pcmoe_node.conductor import Conductor
     from pcmoe_node.config import NodeConfig
     from pcmoe_node.exchange.limits import Limits
-    from pcmoe_node.exchange.tls import TlsTransport
     from pcmoe_node.experts import Shard
     from pcmoe_node.host import Host
+    from pcmoe_node.patience import Patience
     from pcmoe_node.payloads import Codec
     from pcmoe_node.protocol.round import Farewell
     from pcmoe_node.protocol.step import StepMachine
@@ -159,14 +160,14 @@ def _conductor(spec: dict[str, Any]) -> tuple[Any, Any]:
     conductor = Conductor(
         me=me,
         names=names,
-        transport=TlsTransport(config),
+        transport=tls_transport(config),
         limits=Limits.from_config(config),
         codec=Codec(spec["hidden"], torch.float32, torch.device("cpu"), max_abs),
         host=Host(shards, activation_bytes=1 << 34, ordered=False, max_abs=max_abs),
         machine=StepMachine(me, len(names), spec["micro_batches"], spec["in_flight"], served, names=names),
         farewell=Farewell(me, len(names)),
+        patience=Patience(me=me, names=names, progress_timeout=300.0, rejoin_timeout=300.0),
         ordered=False,
-        progress_timeout=300.0,
     )
     return conductor, config
 
@@ -182,7 +183,8 @@ def our_step(spec: dict[str, Any]) -> Step:
 
     conductor, config = _conductor(spec)
     micro_batches = spec["micro_batches"]
-    owner = Owner(conductor=conductor, secret=bytes(32), wire_dtype=WireDtype.FLOAT32)
+    owner = Owner(secret=bytes(32), wire_dtype=WireDtype.FLOAT32)
+    owner.conductor = conductor
     remotes = [RemoteExperts(owner, place.layer, place.hosts or ()) for place in config.placement]
     rows = spec["rows"] // micro_batches
     inputs = [[choices(spec, rows) for _ in remotes] for _ in range(micro_batches)]

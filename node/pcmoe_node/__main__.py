@@ -11,14 +11,16 @@ from types import FrameType
 
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, PeerLostError
-from pcmoe_node.exchange.base import Transport
-from pcmoe_node.exchange.tls import TlsTransport
+from pcmoe_node.coordination.place import Place
+from pcmoe_node.coordination.session import TlsPlace
+from pcmoe_node.coordination.words import failure_of
+from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, last_words
 from pcmoe_node.gpu import meter_of
-from pcmoe_node.participant import assemble, order_secret
-from pcmoe_node.resume import resume, stored_position
-from pcmoe_node.rounds import Run, run_rounds
-from pcmoe_node.status import Journal, State, StatusServer, resident
+from pcmoe_node.participant import assemble, order_secret, stored_position
+from pcmoe_node.protocol.membership import Member
+from pcmoe_node.rounds import Run
+from pcmoe_node.status import Journal, State, StatusServer, resident, write_termination
+from pcmoe_node.views import run_views
 
 log = logging.getLogger("pcmoe")
 _M_ARENA_MAX = -8  # malloc.h
@@ -66,7 +68,7 @@ def _run(path: Path) -> int:
     """Run the node and return its exit code."""
     try:
         config = NodeConfig.load(path)
-        run_node(config, TlsTransport(config))
+        run_node(config, TlsPlace(config))
     except NodeError as error:
         log.error("%s: %s", type(error).__name__, error)
         return error.exit_code
@@ -79,63 +81,75 @@ def _run(path: Path) -> int:
     return 0
 
 
-def run_node(config: NodeConfig, transport: Transport) -> None:
-    """Load, connect, agree on where to begin, run, and say goodbye; peers learn the cause of an error."""
+def run_node(config: NodeConfig, place: Place) -> None:
+    """Load, take a seat at the coordinator's table, and go from view to view until the last round is committed."""
     baseline = resident()["rssBytes"]
-    training = config.training
     journal = Journal(Path(config.log_directory))
     state = State(
         participant=config.participant,
-        rounds=training.rounds,
+        rounds=config.training.rounds,
         steps=config.total_steps,
         peers=len(config.participants) - 1,
     )
     server = StatusServer(config.status_listen, state)
+    exit_code = 0
     try:
-        checkpoints = Checkpoints(Path(config.checkpoint_directory), config.checkpoint_keep)
-        stored = checkpoints.newest()
-        if stored >= training.rounds and checkpoints.finished(training.rounds):
-            log.info("all %d rounds are stored already", training.rounds)
-            state.phase, state.round = "DONE", stored
-            return
-        position = stored_position(config, checkpoints)
-        node = assemble(config, transport, order_secret(config, position.secret if position else None))
-        state.phase = "CONNECTING"
-        log.info("loaded; connecting to %d peers", state.peers)
-        try:
-            transport.open(float(config.transport.rejoin_timeout_seconds))
-        except PeerLostError as error:
-            if stored < training.rounds:
-                raise
-            log.info("all %d rounds are stored, and not everybody is there any more: %s", stored, error)
-            state.phase, state.round = "DONE", stored
-            return
-        state.peers_connected = state.peers
+        _live(config, place, state, journal, baseline)
+    except BaseException as error:
+        state.phase, state.error = "FAILED", f"{type(error).__name__}: {last_words(error)}"
+        exit_code = getattr(error, "exit_code", NodeError.exit_code)
+        journal.event("Failed", state.error)
+        raise
+    finally:
+        write_termination(config.termination_message, state, exit_code)
+        server.close()
+
+
+def _live(config: NodeConfig, place: Place, state: State, journal: Journal, baseline: int) -> None:
+    checkpoints = Checkpoints(Path(config.checkpoint_directory), config.checkpoint_keep)
+    if checkpoints.finished(config.training.rounds):
+        log.info("all %d rounds are stored already", config.training.rounds)
+        state.phase, state.round = "DONE", config.training.rounds
+        return
+    position = stored_position(config, checkpoints)
+    state.committed = checkpoints.membership.committed
+    seat = place.sit_down(lambda incarnation: _member(config, checkpoints, incarnation))
+    try:
+        node = assemble(config, order_secret(config, position.secret if position else None))
+        log.info("loaded")
+        seat.loaded(checkpoints.rounds())
         run = Run(
             node=node,
+            seat=seat,
             state=state,
             journal=journal,
             checkpoints=checkpoints,
             baseline_rss=baseline,
             gpu=meter_of(node.device),
         )
-        run_rounds(run, resume(run, stored))
-        checkpoints.finish(training.rounds)
-        transport.close()
-    except NodeError as error:
-        state.phase, state.error = "FAILED", f"{type(error).__name__}: {error}"
-        transport.abort(error)  # first: the disk may be what failed
-        journal.event("Failed", state.error)
-        raise
-    except BaseException as error:
-        state.phase = "FAILED"
-        told = isinstance(error, _Told)
-        transport.abort(
-            PeerLostError("was told to stop") if told else NodeError(f"a fault: {type(error).__name__}")
-        )
+        run_views(run, place)
+        checkpoints.finish(config.training.rounds)
+        state.phase = "DONE"
+    except Exception as error:
+        failure = failure_of(last_words(error), config.index)
+        if failure is not None:
+            seat.fail(failure)
         raise
     finally:
-        server.close()
+        place.close()
+
+
+def _member(config: NodeConfig, checkpoints: Checkpoints, incarnation: str) -> Member:
+    """Where this node stands when it starts."""
+    return Member(
+        me=config.index,
+        members=len(config.participants),
+        incarnation=incarnation,
+        last_round=config.training.rounds,
+        number=checkpoints.membership.view,
+        committed=checkpoints.membership.committed,
+        rounds=checkpoints.rounds(),
+    )
 
 
 def _raise_told(exit_code: int):  # type: ignore[no-untyped-def]

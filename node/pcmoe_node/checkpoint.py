@@ -2,6 +2,8 @@
 
     <directory>/round-000012/state.safetensors   weights, masters, moments
     <directory>/round-000012/state.json          step, secret, digests, data fingerprint: mode 0600
+    <directory>/membership.json                  the last view accepted, the last round known to be committed
+    <directory>/finished                         everybody has taken leave of everybody
 
 A round is written under a temporary name, fsynced, and renamed; the folder's own entry is fsynced too. A reader
 takes the newest complete one.
@@ -43,25 +45,68 @@ class Position:
     """Supervised tokens trained on so far."""
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """What a node must not forget of the views it was in."""
+
+    view: int = 0
+    """The highest number of a view it ever accepted."""
+    committed: int = 0
+    """The newest round it knows to be committed."""
+
+
 class Checkpoints:
     """The rounds one participant has stored."""
 
     def __init__(self, directory: Path, keep: int) -> None:
+        """Keeps the newest `keep` rounds, at least 2, and the newest committed one."""
         self.directory = directory
         self._keep = keep
         with _faults_of(directory, "used"):
             directory.mkdir(parents=True, exist_ok=True)
             for leftover in directory.glob("*.tmp"):
-                shutil.rmtree(leftover)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+            self.membership = self._read_membership()
 
-    def rounds(self) -> list[int]:
+    def rounds(self) -> tuple[int, ...]:
         """Complete rounds, ascending."""
         found = (_ROUND.fullmatch(path.name) for path in self.directory.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return tuple(sorted(int(match[1]) for match in found if match))
 
     def newest(self) -> int:
         """The newest complete round; 0 where there is none."""
         return max(self.rounds(), default=0)
+
+    def remember(self, *, view: int | None = None, committed: int | None = None) -> None:
+        """Store, durably, that a view was accepted, or that a round is committed; either only ever rises."""
+        before = self.membership
+        now = Membership(max(before.view, view or 0), max(before.committed, committed or 0))
+        if now == before:
+            return
+        path = self.directory / "membership.json"
+        temporary = path.with_suffix(".json.tmp")
+        with _faults_of(path, "stored"):
+            temporary.write_text(json.dumps(asdict(now)))
+            _fsync(temporary)
+            temporary.rename(path)
+            _fsync(self.directory)
+        self.membership = now
+        self._prune()
+
+    def _read_membership(self) -> Membership:
+        path = self.directory / "membership.json"
+        try:
+            found = Membership(**json.loads(path.read_text("utf-8")))
+            if not all(isinstance(number, int) and number >= 0 for number in (found.view, found.committed)):
+                raise ValueError("must be numbers")
+            return found
+        except FileNotFoundError:
+            return Membership()
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: can't be used: {type(error).__name__}") from error
 
     def finish(self, rounds: int) -> None:
         """Remember that all have stored the last of `rounds`, and nobody needs this participant any more."""
@@ -76,7 +121,7 @@ class Checkpoints:
         return path.exists() and path.read_text() == str(rounds)
 
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Store a round durably, then drop rounds beyond the number to keep."""
+        """Store a round durably, then drop rounds that nobody can need any more."""
         final = self._folder(position.round)
         temporary = final.with_suffix(".tmp")
         with _faults_of(final, "stored"):
@@ -93,8 +138,19 @@ class Checkpoints:
                 self._drop(position.round)
             temporary.rename(final)
             _fsync(self.directory)
-        for old in self.rounds()[: -self._keep]:
-            self._drop(old)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Keep the newest rounds, and the newest committed one.
+
+        Members are never more than one round apart, so two rounds each are enough to have one in common even while
+        nothing is committed because the coordinator is away: the disk fills no further.
+        """
+        rounds = self.rounds()
+        kept = {*rounds[-self._keep :], max((r for r in rounds if r <= self.membership.committed), default=0)}
+        for old in rounds:
+            if old not in kept:
+                self._drop(old)
 
     def load(self, round_number: int) -> tuple[Position, dict[str, Tensor]]:
         """A stored round; `ConfigError` where it isn't there or isn't whole."""
@@ -131,22 +187,6 @@ class Checkpoints:
 
     def _folder(self, round_number: int) -> Path:
         return self.directory / f"round-{round_number:06d}"
-
-
-def common_round(newest: Mapping[str, int]) -> int:
-    """The round everybody can resume from, given each participant's newest.
-
-    A participant is at most one round behind, because no step of a round is decided before everybody has stored the
-    round before; more means that it lost its disk.
-    """
-    first, last = min(newest.values()), max(newest.values())
-    if last - first > 1:
-        behind = ", ".join(f"{name} (round {r})" for name, r in sorted(newest.items()) if r < last - 1)
-        raise ConfigError(
-            f"checkpoint_directory: others have stored round {last}, but {behind} is further behind than one round "
-            "can be: its checkpoints are lost or not mounted"
-        )
-    return first
 
 
 @contextmanager

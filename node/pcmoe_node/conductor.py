@@ -8,7 +8,6 @@ the transport, with a deadline.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -18,9 +17,9 @@ from pcmoe_node.errors import PeerLostError, ProtocolError
 from pcmoe_node.exchange.base import Arrival, Header, Kind, Message, Transport
 from pcmoe_node.exchange.layout import REPLIES, REPLY_TO, STEP_END, VOTE
 from pcmoe_node.exchange.limits import Limits
-from pcmoe_node.experts import Batch
 from pcmoe_node.host import Host, Key
 from pcmoe_node.lanes import Lane
+from pcmoe_node.patience import Clock, Patience
 from pcmoe_node.payloads import Codec
 from pcmoe_node.protocol.effects import (
     BroadcastStepEnd,
@@ -36,69 +35,13 @@ from pcmoe_node.protocol.effects import (
 )
 from pcmoe_node.protocol.round import Farewell
 from pcmoe_node.protocol.step import StepMachine
+from pcmoe_node.tickets import OwnShare, Ticket
 
 GLANCE_SECONDS = 1.0
 """How often a wait looks whether those it waits for are still there."""
 
 PHASE = {Kind.FORWARD: Phase.FORWARD, Kind.BACKWARD: Phase.BACKWARD, Kind.EVALUATE: Phase.EVALUATE}
 KIND = {phase: kind for kind, phase in PHASE.items()}
-
-
-@dataclass(slots=True)
-class Ticket:
-    """Answers that a lane waits for: from each host asked, rows and (in backward) the weights' gradients."""
-
-    asked: dict[int, Header]
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    dweights: dict[int, Tensor] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
-
-    @property
-    def ready(self) -> bool:
-        """Whether every host asked has answered."""
-        return not self.asked
-
-    def release(self) -> None:
-        """Give the answers' memory back; the tensors must not be used any more."""
-        for message in self.messages:
-            if message.payload is not None:
-                message.payload.release()
-        self.messages.clear()
-        self.rows.clear()
-        self.dweights.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class OwnShare:
-    """Work for this node's own shard, asked by one of its own micro-batches."""
-
-    ticket: Ticket
-    phase: Phase
-    micro_batch: int
-    layer: int
-    batch: Batch | None
-    dy_RH: Tensor | None
-
-
-class Clock:
-    """Seconds per phase since the last `take`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str):  # type: ignore[no-untyped-def]
-        """Count the time inside under `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """The seconds counted, and start again."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds
 
 
 @dataclass(kw_only=True)
@@ -113,16 +56,14 @@ class Conductor:
     host: Host
     machine: StepMachine
     farewell: Farewell
+    patience: Patience
     ordered: bool
     """Resume lanes in a fixed rotation, whatever the network does."""
-    progress_timeout: float
     clock: Clock = field(default_factory=Clock)
     lane: Lane | None = None
     """The lane that has the turn."""
     decision: Decision | None = None
     vote_due: CastVote | None = None
-    early: deque[Arrival] = field(default_factory=deque)
-    """What peers that are ahead of us sent before we began."""
     dropped: int = 0
     _lanes: list[Lane | None] = field(default_factory=list)
     _turn: int = 0
@@ -260,43 +201,42 @@ class Conductor:
     # ---- arrivals
 
     def _block(self) -> None:
-        """Wait for an arrival, as long as those who are waited for are there and somebody makes progress."""
-        start = time.monotonic()
+        """Wait for an arrival, as long as whoever is waited for is there and makes progress."""
+        start, waited_for = time.monotonic(), self._waited_for()
+        self.transport.waiting(waited_for)
         while not self._take_arrivals(GLANCE_SECONDS):
-            pulses = self.transport.pulses()
-            for peer, pulse in pulses.items():
+            for peer, pulse in self.transport.pulses().items():
                 if pulse.left and not self.farewell.said_done(peer):
                     raise PeerLostError(f"{self.names[peer]} said goodbye in the middle of the run")
-            still = min((p.still_seconds for p in pulses.values()), default=self.progress_timeout)
-            if min(still, time.monotonic() - start) >= self.progress_timeout:
-                raise PeerLostError(
-                    f"no progress anywhere for {self.progress_timeout:g} s in step {self.machine.version}; "
-                    f"waiting for {self._waited_for()}"
-                )
+            self.patience.check(self.transport, waited_for, start, f"step {self.machine.version}")
+        self.transport.waiting(frozenset())
 
-    def _waited_for(self) -> str:
-        waits = [f"{self.names[peer]} ({what})" for peer, what in self.machine.waiting_for()]
-        waits += [f"{self.names[host]} (answer {request})" for host, request in self._tickets]
-        waits += [f"{self.names[peer]} (goodbye)" for peer in self.farewell.waiting_for if peer != self.me]
-        return ", ".join(waits[:8]) or "nobody"
+    def _waited_for(self) -> frozenset[int]:
+        """Participants that keep this node from going on; empty: it waits for the coordinator."""
+        waits = {peer for peer, _ in self.machine.waiting_for()} | {host for host, _ in self._tickets}
+        if self.farewell.said_done(self.me):
+            waits |= set(self.farewell.waiting_for)
+        return frozenset(waits - {self.me})
 
     def _take_arrivals(self, timeout: float) -> bool:
         """Take what has arrived, waiting up to `timeout` seconds for the first."""
-        arrival = self.early.popleft() if self.early else self.transport.receive(timeout)
+        arrival = self.transport.receive(timeout)
         if arrival is None:
             return False
         while arrival is not None:
             self._take(arrival)
-            arrival = self.early.popleft() if self.early else self.transport.receive(0.0)
+            arrival = self.transport.receive(0.0)
         return True
 
     def _take(self, arrival: Arrival) -> None:
         if arrival.failure is not None:
-            if self.farewell.said_done(arrival.peer) and isinstance(arrival.failure, PeerLostError):
+            needed = arrival.peer == self.me or not self.farewell.said_done(arrival.peer)
+            if isinstance(arrival.failure, PeerLostError) and not needed:
                 return
             raise arrival.failure
         message = arrival.message
-        assert message is not None
+        if message is None:
+            return  # somebody wants us to look around
         header = message.header
         if header.kind in PHASE:
             request = Request(

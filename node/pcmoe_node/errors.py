@@ -21,6 +21,12 @@ class NodeError(Exception):
 
     exit_code: ClassVar[int] = 70
 
+    def __init__(self, message: str, *, origin: int | None = None, reason: str | None = None) -> None:
+        """`origin` and `reason`: the participant that ended the run, and its own words, when it wasn't this node."""
+        super().__init__(message)
+        self.origin = origin
+        self.reason = reason or message
+
 
 class ConfigError(NodeError):
     """The configuration can't be used: a field, its value and the rule it breaks."""
@@ -69,3 +75,12 @@ EXIT_TERMINATED = 143
 
 EXIT_INTERRUPTED = 130
 """Told to stop by SIGINT before the last round was stored."""
+
+
+def last_words(error: BaseException) -> NodeError:
+    """What to tell peers when this node ends, or leaves them, because of `error`."""
+    if isinstance(error, NodeError):
+        return error
+    if isinstance(error, Exception):
+        return NodeError(f"a fault: {type(error).__name__}")
+    return PeerLostError("was told to stop")

@@ -4,8 +4,10 @@ Every participant has its own CA. TLS alone would let any listed CA sign for any
 the leaf is verified once more, against the bundle of the one participant that the peer claims to be.
 """
 
+import logging
 import ssl
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +17,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from pcmoe_node.config import NodeConfig, PeerConfig
+from pcmoe_node.config import PeerConfig
 from pcmoe_node.errors import IdentityError
 
+log = logging.getLogger("pcmoe")
+
 ALPN = "pcmoe/1"
+LOOK_SECONDS = 1.0
 _CURVES = (ec.SECP256R1, ec.SECP384R1)
 _RSA_BITS = 2048
 
@@ -36,20 +41,25 @@ class _Bundle:
 
 
 class Identity:
-    """This node's certificate and everybody's CAs. Every error is an `IdentityError` naming peer and rule."""
+    """This process's certificate and everybody's CAs. Every error is an `IdentityError` naming peer and rule."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        """Read and check certificate, key and bundles of a configuration."""
-        self.index = config.index
-        self.names = tuple(peer.name for peer in config.participants)
-        self._bundles = tuple(_bundle(peer) for peer in config.participants)
+    def __init__(self, me: str, parties: Sequence[PeerConfig], directory: str) -> None:
+        """Read and check certificate, key and bundles. `parties` are the participants in order, then the coordinator;
+        `me` is one of them.
+        """
+        self.names = tuple(peer.name for peer in parties)
+        self.index = self.names.index(me)
+        self._bundles = tuple(_bundle(peer) for peer in parties)
         _refuse_ambiguous(self._bundles)
-        folder = Path(config.identity.certificate_directory).resolve()
+        # Resolved once, so that key and certificate are of one pair where a folder is swapped as a whole.
+        folder = Path(directory).resolve()
         self._certificate_path = folder / "tls.crt"
         self._key_path = folder / "tls.key"
         leaf = _own_leaf(self._certificate_path)
         self.fingerprint = fingerprint(leaf)
-        """SHA-256 of this node's own leaf."""
+        """SHA-256 of this process's own leaf."""
+        self.ends = leaf.not_valid_after_utc
+        """When this process's own leaf expires."""
         self.verify(self.index, leaf.public_bytes(serialization.Encoding.DER))
         self._server = self._context(ssl.PROTOCOL_TLS_SERVER, self._bundles)
         self._server.num_tickets = 0  # with tickets a leaf that has expired could resume
@@ -74,6 +84,11 @@ class Identity:
     def trusted(self, peer: int) -> str:
         """Fingerprints (SHA-256) of the CAs that may sign for a peer."""
         return self._bundles[peer].fingerprints
+
+    def seconds_left(self, leaf: bytes) -> float:
+        """For how long both our own certificate and this verified one (DER) are still valid."""
+        ends = min(self.ends, x509.load_der_x509_certificate(leaf).not_valid_after_utc)
+        return (ends - datetime.now(UTC)).total_seconds()
 
     def verify(self, peer: int, leaf: bytes) -> None:
         """Raise unless the DER certificate `leaf` is this peer's: name, dates, key, signed by its own CA."""
@@ -120,6 +135,86 @@ class Identity:
                 f"{self._key_path}: must be the key of {self._certificate_path.name}: {reason}"
             ) from None
         return context
+
+
+class Credentials:
+    """The identity in use. Looks for new files about once a second, and swaps when they are whole and valid.
+
+    Certificates live for days and runs for weeks: whoever renews them replaces the files, and nobody restarts a node.
+    """
+
+    def __init__(self, me: str, parties: Sequence[PeerConfig], directory: str) -> None:
+        """Read the certificate; raises `IdentityError` where it can't be used."""
+        self._arguments = (me, tuple(parties), directory)
+        self._folder = Path(directory)
+        self._current = (Identity(*self._arguments), 0)
+        self._seen = self._stamps()
+        self.refused = 0
+        """Times that new files could not be used: the old certificate stays until they can."""
+        self._listeners: list[Callable[[], None]] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pcmoe-certificates", daemon=True)
+
+    @property
+    def identity(self) -> Identity:
+        """The one in use."""
+        return self._current[0]
+
+    def current(self) -> tuple[Identity, int]:
+        """The identity in use and its generation, which rises with every renewal."""
+        return self._current
+
+    def start(self) -> None:
+        """Begin to look for new files."""
+        self._thread.start()
+
+    def on_renewal(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Have `call` called, on this object's thread, after each renewal; returns what takes that back."""
+        self._listeners.append(call)
+        return lambda: self._listeners.remove(call)
+
+    def look(self) -> bool:
+        """Read the files anew if they have changed; True when another certificate is in use now."""
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return False
+        try:
+            identity = Identity(*self._arguments)
+        except IdentityError as error:
+            # Often a pair of which only one half is written yet; and a broken one must not end a healthy run.
+            self.refused += 1
+            log.warning("new certificate not used, the old one stays: %s", error)
+            self._seen = stamps
+            return False
+        self._seen = stamps
+        if identity.fingerprint == self.identity.fingerprint:
+            return False
+        self._current = (identity, self._current[1] + 1)
+        log.info("a new certificate is in use (SHA-256 %s), until %s", identity.fingerprint, identity.ends)
+        for call in list(self._listeners):
+            call()
+        return True
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _stamps(self) -> tuple[object, ...]:
+        """What changes when a file is replaced; also when the folder is a link that now leads elsewhere."""
+        found: list[object] = []
+        for name in ("tls.crt", "tls.key"):
+            try:
+                at = (self._folder.resolve() / name).stat()
+                found.append((at.st_ino, at.st_mtime_ns, at.st_size))
+            except OSError:
+                found.append(None)
+        return tuple(found)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            self.look()
 
 
 def fingerprint(certificate: x509.Certificate | bytes) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
-from pcmoe_node.conductor import KIND, Conductor, OwnShare, Ticket
+from pcmoe_node.conductor import KIND, Conductor
 from pcmoe_node.cut import ExpertsCut, MicroBatch
 from pcmoe_node.errors import ProtocolError
 from pcmoe_node.exchange.base import Header, Message, WireDtype
@@ -31,6 +31,7 @@ from pcmoe_node.routing import (
     scatter_gradients,
     secret_order,
 )
+from pcmoe_node.tickets import OwnShare, Ticket
 
 INTEGRITY_TOLERANCE = {WireDtype.FLOAT32: 1e-3, WireDtype.BFLOAT16: 0.1}
 """Largest relative gap between Σ w·dw and ⟨dy, y⟩ of a row that rounding explains, by the coarsest dtype on the way."""
@@ -53,10 +54,11 @@ ALL_EXPERTS_FUNCTIONS.register("pcmoe", experts_forward)
 class Owner:
     """The owner's side of the exchange for all layers."""
 
-    conductor: Conductor
     secret: bytes
     wire_dtype: WireDtype
     check_integrity: bool = True
+    conductor: Conductor = field(init=False)
+    """Of the view that the node is in."""
     running: dict[int, MicroBatch] = field(default_factory=dict)
     """The micro-batch of each lane."""
 

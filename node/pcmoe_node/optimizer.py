@@ -128,8 +128,10 @@ class ParameterSet:
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{name}#{key}" in tensors
                 }
-                if moments and self._adamw is not None:
-                    self._adamw.state[master] = moments
+                if self._adamw is not None:
+                    self._adamw.state.pop(master, None)
+                    if moments:
+                        self._adamw.state[master] = moments
         self._copy_back()
 
     def bytes(self) -> dict[str, int]:

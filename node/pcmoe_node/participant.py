@@ -1,4 +1,4 @@
-"""Puts one node together from its configuration and a transport, and takes it up again from a stored round."""
+"""Puts one node together from its configuration, joins it to a view, and takes it up again from a stored round."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pcmoe_node.checkpoint import Position
+from pcmoe_node.checkpoint import Checkpoints, Position
 from pcmoe_node.conductor import Conductor
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.cut import checkpointing_function
@@ -19,11 +19,12 @@ from pcmoe_node.host import Host
 from pcmoe_node.model import NodeModel, auxiliary_loss_function, build, record_router_logits
 from pcmoe_node.moe import Owner, RemoteExperts
 from pcmoe_node.optimizer import ParameterSet
+from pcmoe_node.patience import Patience
 from pcmoe_node.payloads import Codec
 from pcmoe_node.protocol.effects import Phase
 from pcmoe_node.protocol.round import Farewell
 from pcmoe_node.protocol.step import StepMachine
-from pcmoe_node.step import Participant
+from pcmoe_node.step import Participant, Tally
 from pcmoe_node.tokenizer import load_tokenizer
 
 DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,8 +65,22 @@ def frozen_digest(config: NodeConfig) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(frozen, sort_keys=True).encode()).hexdigest()
 
 
-def assemble(config: NodeConfig, transport: Transport, secret: bytes) -> Participant:
-    """Build model, data and optimizer, and wire them to the transport."""
+def stored_position(config: NodeConfig, checkpoints: Checkpoints) -> Position | None:
+    """The newest stored position, which must belong to this consortium; None where nothing is stored."""
+    newest = checkpoints.newest()
+    if newest == 0:
+        return None
+    position = checkpoints.position(newest)
+    if position.frozen != frozen_digest(config):
+        raise ConfigError(
+            f"checkpoint_directory: {checkpoints.directory} belongs to another consortium, participant, model or "
+            "placement; these are frozen after the first stored round"
+        )
+    return position
+
+
+def assemble(config: NodeConfig, secret: bytes) -> Participant:
+    """Build model, data and optimizer; `join` connects them to others."""
     if config.training.deterministic:
         torch.set_num_threads(1)
     elif config.threads:
@@ -79,17 +94,15 @@ def assemble(config: NodeConfig, transport: Transport, secret: bytes) -> Partici
         raise ConfigError(
             f"model.tokenizer: has {tokenizer.vocabulary_size} ids, the model's vocab_size is {vocabulary}"
         )
-    conductor = _conductor(config, transport, built, device)
     wire_dtype = {"float32": WireDtype.FLOAT32, "bfloat16": WireDtype.BFLOAT16}[config.transport.wire_dtype]
-    owner = Owner(conductor=conductor, secret=secret, wire_dtype=wire_dtype)
+    owner = Owner(secret=secret, wire_dtype=wire_dtype)
     _hook(config, built, owner)
     optimizer = config.training.optimizer
     backbone = ParameterSet(built.backbone, optimizer, DTYPE[config.model.dtype])
     backbone.accumulate_from_autograd()
-    node = Participant(
+    return Participant(
         config=config,
         built=built,
-        conductor=conductor,
         owner=owner,
         corpus=corpus,
         backbone=backbone,
@@ -99,8 +112,14 @@ def assemble(config: NodeConfig, transport: Transport, secret: bytes) -> Partici
         if config.training.auxiliary_loss_coefficient
         else None,
     )
-    node.begin(0)
-    return node
+
+
+def join(node: Participant, transport: Transport, first_step: int) -> None:
+    """Be ready for `first_step` over this transport; nothing of an earlier view is left."""
+    node.conductor = node.owner.conductor = _conductor(node, transport, first_step)
+    node.owner.running.clear()
+    node.tally = Tally()
+    node.begin(first_step)
 
 
 def position(node: Participant, round_number: int, tokens: int) -> Position:
@@ -129,7 +148,8 @@ def restore(node: Participant, stored: dict[str, torch.Tensor]) -> None:
         group.load({k.removeprefix(prefix): t for k, t in stored.items() if k.startswith(prefix)})
 
 
-def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, device: torch.device) -> Conductor:
+def _conductor(node: Participant, transport: Transport, first_step: int) -> Conductor:
+    config, built = node.config, node.built
     names = tuple(peer.name for peer in config.participants)
     training = config.training
     hidden_size = int(built.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
@@ -138,7 +158,7 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
         names=names,
         transport=transport,
         limits=Limits.from_config(config),
-        codec=Codec(hidden_size, DTYPE[config.model.dtype], device, config.transport.max_abs),
+        codec=Codec(hidden_size, DTYPE[config.model.dtype], node.device, config.transport.max_abs),
         host=Host(
             built.shards,
             activation_bytes=config.quota.activation_bytes,
@@ -151,6 +171,7 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
             micro_batches=training.micro_batches_per_step,
             in_flight=training.in_flight,
             served_layers=tuple(sorted(built.shards)),
+            first_step=first_step,
             names=names,
             evaluation_batches=-(-training.evaluation_sequences // training.sequences_per_micro_batch),
             tokens_per_step=(
@@ -160,8 +181,13 @@ def _conductor(config: NodeConfig, transport: Transport, built: NodeModel, devic
             ),
         ),
         farewell=Farewell(config.index, len(names)),
+        patience=Patience(
+            me=config.index,
+            names=names,
+            progress_timeout=float(config.transport.progress_timeout_seconds),
+            rejoin_timeout=float(config.transport.rejoin_timeout_seconds),
+        ),
         ordered=training.deterministic,
-        progress_timeout=float(config.transport.progress_timeout_seconds),
     )
 
 

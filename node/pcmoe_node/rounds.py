@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict, dataclass, field
 
 from pcmoe_node.checkpoint import Checkpoints
+from pcmoe_node.coordination.seat import Seat
 from pcmoe_node.exchange.base import Kind, Traffic
 from pcmoe_node.gpu import GpuMeter
 from pcmoe_node.participant import position, tensors
@@ -20,6 +21,7 @@ class Run:
     """What a run keeps beside the participant itself."""
 
     node: Participant
+    seat: Seat
     state: State
     journal: Journal
     checkpoints: Checkpoints
@@ -30,6 +32,10 @@ class Run:
     """Supervised tokens trained on, over all runs."""
     started: float = field(default_factory=time.monotonic)
     before: dict[int, Traffic] = field(default_factory=dict)
+    reconnections: int = 0
+    """In views before this one."""
+    standing: int | None = 0
+    """The round whose end the weights in memory are; None: somewhere after it."""
 
 
 def run_rounds(run: Run, first_round: int) -> None:
@@ -46,6 +52,7 @@ def run_rounds(run: Run, first_round: int) -> None:
         run.state.phase = "TRAINING"
         first = (round_number - 1) * training.steps_per_round
         for step in range(first, first + training.steps_per_round):
+            run.standing = None
             decision = run_step(node, step)
             if not decision.apply:
                 log.warning("step %d was skipped by all: %s", step, decision.reason)
@@ -58,19 +65,43 @@ def run_rounds(run: Run, first_round: int) -> None:
         ):
             held_out = _evaluate(run)
 
-        # ---- make the round durable
-        run.state.phase = "CHECKPOINT"
-        run.tokens += node.tally.tokens
-        with node.conductor.clock.phase("checkpoint"):
-            run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
+        # ---- make the round durable, and say so
+        _store(run, round_number)
         _record(run, round_number, held_out)
 
-    # ---- nobody leaves before every owner has said that it needs nobody more
-    farewell = node.conductor.farewell
-    if farewell.done():
-        node.conductor.broadcast(Kind.DONE, node.conductor.machine.version)
-    node.conductor.wait_until(lambda: farewell.may_leave)
-    run.state.phase = "DONE"
+    # ---- nobody leaves before everybody knows that the last round is committed
+    _take_leave(run)
+
+
+def _store(run: Run, round_number: int) -> None:
+    node = run.node
+    run.state.phase = "CHECKPOINT"
+    node.conductor.transport.progress("CHECKPOINT")
+    run.tokens += node.tally.tokens
+    with node.conductor.clock.phase("checkpoint"):
+        run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
+    run.standing = round_number
+    run.seat.stored(run.checkpoints.rounds())
+
+
+def _take_leave(run: Run) -> None:
+    """Wait for the last commit, pass it on, and wait until everybody has it: only then is nobody needed any more."""
+    conductor, last = run.node.conductor, run.node.config.training.rounds
+    run.state.phase = "COMMITTING"
+    conductor.transport.progress("COMMITTING")
+    conductor.wait_until(lambda: run.seat.committed >= last or conductor.farewell.vouched)
+    run.seat.commit(last)
+    _remember_commit(run)
+    if conductor.farewell.done():
+        conductor.broadcast(Kind.DONE, conductor.machine.version)
+    conductor.wait_until(lambda: conductor.farewell.may_leave)
+
+
+def _remember_commit(run: Run) -> None:
+    """Write down what is committed, so that older rounds may go and nobody ever begins before it."""
+    if run.seat.committed > run.checkpoints.membership.committed:
+        run.checkpoints.remember(committed=run.seat.committed)
+        run.state.committed = run.seat.committed
 
 
 def _evaluate(run: Run) -> float | None:
@@ -85,10 +116,12 @@ def _progress(run: Run) -> None:
     """Show where the run stands; cheap, once a step."""
     node, state = run.node, run.state
     node.conductor.transport.progress("TRAINING")
+    _remember_commit(run)
     state.step = node.conductor.machine.version
     state.train_loss = node.tally.mean
     state.tokens = run.tokens + node.tally.tokens
     state.traffic = _named(run, node.conductor.transport.traffic())
+    state.reconnections = run.reconnections + node.conductor.transport.reconnected
     if run.gpu is not None:
         state.gpu = run.gpu.read().by_kind()
 

@@ -1,9 +1,10 @@
-"""What a node shows of itself: `/status`, `/healthz`, `/readyz`, `/metrics`, and one line per round on disk.
+"""What a process shows of itself: `/status`, `/healthz`, `/readyz`, `/metrics`, and lines of rounds and events on disk.
 
 HTTP GET only. No value that comes from a record, a token or a tensor of one is ever shown, and no expert counts.
 """
 
 import json
+import logging
 import resource
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -20,6 +22,12 @@ from prometheus_client.registry import Collector
 
 from pcmoe_node.errors import ConfigError, ResourceError
 from pcmoe_node.exchange.base import Traffic
+
+log = logging.getLogger("pcmoe")
+
+NOT_READY = ("LOADING", "WAITING", "CONNECTING", "FAILED")
+TERMINATION_BYTES = 4096
+"""Kubernetes keeps no more of a termination message."""
 
 
 @dataclass(slots=True)
@@ -31,6 +39,14 @@ class State:
     steps: int
     peers: int
     phase: str = "LOADING"
+    view: int = 0
+    committed: int = 0
+    waiting_for: str | None = None
+    """Who keeps the view from forming, for people; None while this node is in one."""
+    views_lost: int = 0
+    """Times that this node was in a view and had to leave it."""
+    reconnections: int = 0
+    """Connections within a view that took the place of one that broke."""
     round: int = 0
     step: int = 0
     train_loss: float | None = None
@@ -49,6 +65,11 @@ class State:
         return {
             "participant": self.participant,
             "phase": self.phase,
+            "view": self.view,
+            "committed": self.committed,
+            "waitingFor": self.waiting_for,
+            "viewsLost": self.views_lost,
+            "reconnections": self.reconnections,
             "round": self.round,
             "rounds": self.rounds,
             "step": self.step,
@@ -64,6 +85,44 @@ class State:
             "memory": {**resident(), "tensorBytes": self.tensor_bytes, "gpuBytes": dict(self.gpu) or None},
             "error": self.error,
         }
+
+    @property
+    def ready(self) -> bool:
+        """Whether this node is in a view."""
+        return self.phase not in NOT_READY
+
+    def metrics(self) -> Iterator[Metric]:
+        """Every metric of the node, once."""
+        yield GaugeMetricFamily("pcmoe_round", "Rounds finished.", self.round)
+        yield GaugeMetricFamily("pcmoe_committed_round", "Newest round that everybody holds.", self.committed)
+        yield GaugeMetricFamily("pcmoe_view", "Number of the view; rises with every loss.", self.view)
+        yield CounterMetricFamily("pcmoe_views_lost", "Views that had to be left.", self.views_lost)
+        yield CounterMetricFamily("pcmoe_reconnections", "Connections made anew.", self.reconnections)
+        yield GaugeMetricFamily("pcmoe_step", "Steps decided.", self.step)
+        if self.train_loss is not None:
+            help_text = "Mean training loss per token of the last finished round, own data."
+            yield GaugeMetricFamily("pcmoe_train_loss", help_text, self.train_loss)
+        if self.held_out_loss is not None:
+            help_text = "Mean loss per token on held-out documents, own data."
+            yield GaugeMetricFamily("pcmoe_held_out_loss", help_text, self.held_out_loss)
+        yield CounterMetricFamily("pcmoe_tokens", "Supervised tokens trained on.", self.tokens)
+        yield GaugeMetricFamily("pcmoe_peers_connected", "Peers connected.", self.peers_connected)
+        sent = CounterMetricFamily("pcmoe_bytes_sent", "Bytes sent, padding included.", labels=["peer"])
+        received = CounterMetricFamily(
+            "pcmoe_bytes_received", "Bytes received, padding included.", labels=["peer"]
+        )
+        for peer, traffic in self.traffic.items():
+            sent.add_metric([peer], traffic.bytes_sent)
+            received.add_metric([peer], traffic.bytes_received)
+        yield from (sent, received)
+        memory = GaugeMetricFamily("pcmoe_memory_bytes", "Memory by kind.", labels=["kind"])
+        now = resident()
+        memory.add_metric(["rss"], now["rssBytes"])
+        memory.add_metric(["rss_peak"], now["peakRssBytes"])
+        memory.add_metric(["tensors"], self.tensor_bytes)
+        for kind, count in self.gpu.items():
+            memory.add_metric([f"gpu_{kind}"], count)
+        yield memory
 
 
 def resident() -> dict[str, int]:
@@ -84,25 +143,38 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
 
-class StatusServer:
-    """Serves one node's state on its own thread and registry."""
+class Page(Protocol):
+    """What a process has to show."""
 
-    def __init__(self, listen: str, state: State) -> None:
+    def as_json(self) -> Mapping[str, object]:
+        """The object that `/status` returns."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it does its work."""
+
+    def metrics(self) -> Iterator[Metric]:
+        """Every metric, once."""
+
+
+class StatusServer:
+    """Serves one process's page on its own thread and registry."""
+
+    def __init__(self, listen: str, page: Page) -> None:
         host, _, port = listen.rpartition(":")
         registry = CollectorRegistry()
-        registry.register(_Metrics(state))
+        registry.register(_Metrics(page))
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/status":
-                    self._reply(200, "application/json", json.dumps(state.as_json()).encode())
+                    self._reply(200, "application/json", json.dumps(page.as_json()).encode())
                 elif self.path == "/metrics":
                     self._reply(200, CONTENT_TYPE_LATEST, generate_latest(registry))
                 elif self.path == "/healthz":
                     self._reply(200, "text/plain", b"ok\n")
                 elif self.path == "/readyz":
-                    ready = state.phase not in ("LOADING", "CONNECTING", "FAILED")
-                    self._reply(200 if ready else 503, "text/plain", f"{state.phase}\n".encode())
+                    self._reply(200 if page.ready else 503, "text/plain", b"ok\n" if page.ready else b"no\n")
                 else:
                     self._reply(404, "text/plain", b"/status, /metrics, /healthz or /readyz\n")
 
@@ -138,40 +210,14 @@ class StatusServer:
 
 
 class _Metrics(Collector):
-    """The state as Prometheus families, made at each scrape."""
+    """A page's metrics, made at each scrape."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, page: Page) -> None:
+        self._page = page
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric of the node, once."""
-        state = self._state
-        yield GaugeMetricFamily("pcmoe_round", "Rounds finished.", state.round)
-        yield GaugeMetricFamily("pcmoe_step", "Steps decided.", state.step)
-        if state.train_loss is not None:
-            help_text = "Mean training loss per token of the last finished round, own data."
-            yield GaugeMetricFamily("pcmoe_train_loss", help_text, state.train_loss)
-        if state.held_out_loss is not None:
-            help_text = "Mean loss per token on held-out documents, own data."
-            yield GaugeMetricFamily("pcmoe_held_out_loss", help_text, state.held_out_loss)
-        yield CounterMetricFamily("pcmoe_tokens", "Supervised tokens trained on.", state.tokens)
-        yield GaugeMetricFamily("pcmoe_peers_connected", "Peers connected.", state.peers_connected)
-        sent = CounterMetricFamily("pcmoe_bytes_sent", "Bytes sent, padding included.", labels=["peer"])
-        received = CounterMetricFamily(
-            "pcmoe_bytes_received", "Bytes received, padding included.", labels=["peer"]
-        )
-        for peer, traffic in state.traffic.items():
-            sent.add_metric([peer], traffic.bytes_sent)
-            received.add_metric([peer], traffic.bytes_received)
-        yield from (sent, received)
-        memory = GaugeMetricFamily("pcmoe_memory_bytes", "Memory by kind.", labels=["kind"])
-        now = resident()
-        memory.add_metric(["rss"], now["rssBytes"])
-        memory.add_metric(["rss_peak"], now["peakRssBytes"])
-        memory.add_metric(["tensors"], state.tensor_bytes)
-        for kind, count in state.gpu.items():
-            memory.add_metric([f"gpu_{kind}"], count)
-        yield memory
+        """Every metric of the process, once."""
+        return self._page.metrics()
 
 
 class Journal:
@@ -189,8 +235,11 @@ class Journal:
         self._append("rounds.jsonl", record)
 
     def event(self, kind: str, message: str) -> None:
-        """Something an operator of this node may want to know later."""
-        self._append("events.jsonl", {"time": time.time(), "kind": kind, "message": message})
+        """Something people may want to know later. That it can't be written is no reason to end a run."""
+        try:
+            self._append("events.jsonl", {"time": time.time(), "kind": kind, "message": message})
+        except ResourceError as error:
+            log.warning("event %s (%s) is not written down: %s", kind, message, error)
 
     def _append(self, name: str, record: Mapping[str, object]) -> None:
         try:
@@ -198,3 +247,16 @@ class Journal:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise ResourceError(f"{self._directory / name}: can't be written: {error.strerror}") from error
+
+
+def write_termination(path: str | None, page: Page, exit_code: int) -> None:
+    """Leave the last status where Kubernetes shows it: the pod is gone by the time anybody asks."""
+    if path is None:
+        return
+    text = json.dumps({"exitCode": exit_code, **page.as_json()})
+    if len(text.encode()) > TERMINATION_BYTES:
+        text = json.dumps({"exitCode": exit_code, "error": page.as_json().get("error")})
+    try:
+        Path(path).write_bytes(text.encode()[:TERMINATION_BYTES])
+    except OSError as error:
+        log.warning("%s: the last status can't be written: %s", path, error.strerror)

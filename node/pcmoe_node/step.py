@@ -45,13 +45,14 @@ class Participant:
 
     config: NodeConfig
     built: NodeModel
-    conductor: Conductor
     owner: Owner
     corpus: Corpus
     backbone: ParameterSet
     experts: ParameterSet
     device: torch.device
     auxiliary: Callable[..., Tensor] | None
+    conductor: Conductor = field(init=False)
+    """Of the view that the node is in."""
     tally: Tally = field(default_factory=Tally)
     overflows: int = 0
     """Steps in a row in which the own numbers overflowed."""
@@ -114,10 +115,12 @@ def evaluate(node: Participant) -> float | None:
             result.loss += loss if micro_batch.ok else math.nan
             result.tokens += batch.tokens
 
-    node.built.model.eval()
     works = [lambda n=number, b=batch: work(n, b) for number, batch in enumerate(batches)]
-    node.conductor.run(works, training.in_flight)
-    node.built.model.train()
+    node.built.model.eval()
+    try:
+        node.conductor.run(works, training.in_flight)
+    finally:
+        node.built.model.train()  # also when somebody was lost: the same model trains on in the next view
     return result.mean
 
 

@@ -1,4 +1,4 @@
-"""Memory of one participant, in whole bytes by kind.
+"""Memory and disk of one participant, in whole bytes by kind.
 
 Bytes per parameter: float32 has 4 of weights, 4 of gradients, 8 of AdamW's moments. bfloat16 has 2 of weights
 for compute, 4 of float32 master weights, 4 of float32 gradients and 8 of moments. The rest is an estimate,
@@ -83,6 +83,16 @@ def static_bytes(layout: Layout, participant: int) -> int:
 def single_process(layout: Layout) -> int:
     """Weights, gradients, moments and masters of one process that holds the whole model."""
     return sum(model_bytes(layout.shape.parameters, layout.consortium.agreement.model.dtype))
+
+
+def checkpoint_bytes(layout: Layout, participant: int) -> int:
+    """One stored round on disk: float32 weights and moments."""
+    return 12 * (own_parameters(layout) + hosted_parameters(layout, participant))
+
+
+def disk_bytes(layout: Layout, participant: int) -> int:
+    """Stored rounds on disk at most: `checkpoint.keep`, the last that is committed, and the one being written."""
+    return (layout.consortium.agreement.checkpoint.keep + 2) * checkpoint_bytes(layout, participant)
 
 
 def memory_of(layout: Layout, participant: int) -> Memory:

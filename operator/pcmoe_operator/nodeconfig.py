@@ -1,10 +1,11 @@
-"""From the plan to what each node is told."""
+"""From the plan to what each node, and the coordinator, is told."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pcmoe_node.config import (
+    CoordinatorConfig,
     DatasetConfig,
     IdentityConfig,
     LayerPlacement,
@@ -17,6 +18,7 @@ from pcmoe_node.config import (
     TransportConfig,
 )
 from pcmoe_operator.agreement import canonical, digest_of
+from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.pki import identity_of as identity_of
 from pcmoe_operator.plan import Plan
 from pcmoe_operator.schema import Consortium
@@ -24,33 +26,44 @@ from pcmoe_operator.schema import Consortium
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Places:
-    """Where things are for one node: folders on its machine, and where its peers listen."""
+    """Where things are for one process: folders on its machine, and where the others listen."""
 
     listen: str | None
     """`host:port` to listen on; None: it only dials out."""
     status_listen: str
+    coordinator: str
+    """`host:port` where the coordinator listens."""
     endpoints: Mapping[str, str | None] = field(default_factory=dict)
     """By participant; one that is missing or None is taken from the roster, or only dials out."""
     ca_bundles: Mapping[str, str] = field(default_factory=dict)
     """PEM text by participant; one that is missing is taken from the roster."""
     certificates: Path
+    log: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodePlaces(Places):
+    """Where things are for one node: its volumes too."""
+
     dataset: Path
     """The dataset volume; `local[].dataset.path` is below it."""
     model: Path | None = None
     """The model volume; needed when the model starts from a checkpoint."""
     checkpoint: Path
-    log: Path
     order_secret: Path | None = None
+    termination_message: Path | None = None
+    """Where it leaves its last status, for whoever started it."""
 
 
-def node_config(consortium: Consortium, plan: Plan, participant: str, places: Places) -> NodeConfig:
+def node_config(consortium: Consortium, plan: Plan, participant: str, places: NodePlaces) -> NodeConfig:
     """All that one node is told. KeyError if the participant doesn't run here."""
     local = consortium.local_entry(participant)
     agreement = consortium.agreement
     return NodeConfig(
         version="pcmoe-node/1",
         participant=participant,
-        participants=tuple(_peer(consortium, name, places) for name in consortium.names),
+        participants=_peers(consortium, places),
+        coordinator=_coordinator(consortium, places),
         identity=_identity(consortium, plan, places),
         model=_model(consortium, places),
         placement=tuple(LayerPlacement(layer=item.layer, hosts=item.hosts) for item in plan.placement),
@@ -75,6 +88,34 @@ def node_config(consortium: Consortium, plan: Plan, participant: str, places: Pl
         checkpoint_keep=agreement.checkpoint.keep,
         log_directory=str(places.log),
         status_listen=places.status_listen,
+        termination_message=None if places.termination_message is None else str(places.termination_message),
+    )
+
+
+def coordinator_config(consortium: Consortium, plan: Plan, places: Places) -> CoordinatorConfig:
+    """All that the coordinator is told; `places.listen` must be set."""
+    return CoordinatorConfig(
+        version="pcmoe-coordinator/1",
+        participants=_peers(consortium, places),
+        coordinator=_coordinator(consortium, places),
+        identity=_identity(consortium, plan, places),
+        peer_timeout_seconds=consortium.agreement.failure_policy.peer_timeout_seconds,
+        log_directory=str(places.log),
+        status_listen=places.status_listen,
+    )
+
+
+def _peers(consortium: Consortium, places: Places) -> tuple[PeerConfig, ...]:
+    return tuple(_peer(consortium, name, places) for name in consortium.names)
+
+
+def _coordinator(consortium: Consortium, places: Places) -> PeerConfig:
+    """The coordinator as others see it: whoever may sign for its host may sign for it."""
+    return PeerConfig(
+        name=COORDINATOR,
+        identity=identity_of(COORDINATOR, consortium.agreement.id),
+        endpoint=places.coordinator,
+        ca_bundle=_peer(consortium, consortium.agreement.coordinator, places).ca_bundle,
     )
 
 
@@ -100,7 +141,7 @@ def _identity(consortium: Consortium, plan: Plan, places: Places) -> IdentityCon
     )
 
 
-def _model(consortium: Consortium, places: Places) -> ModelConfig:
+def _model(consortium: Consortium, places: NodePlaces) -> ModelConfig:
     model = consortium.agreement.model
     checkpoint = model.source.checkpoint
     return ModelConfig(
@@ -149,5 +190,6 @@ def _transport(consortium: Consortium) -> TransportConfig:
         peer_timeout_seconds=policy.peer_timeout_seconds,
         progress_timeout_seconds=policy.progress_timeout_seconds,
         rejoin_timeout_seconds=policy.rejoin_timeout_seconds,
+        on_peer_loss=policy.on_peer_loss,
         max_abs=float(transport.max_abs),
     )

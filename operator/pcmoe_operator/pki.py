@@ -17,8 +17,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATED = timedelta(hours=1)
 """Clocks of partners differ; a certificate is valid from an hour before it was made."""
-LEAF_DAYS = 7
-AUTHORITY_DAYS = 3650
+LEAF_LIFE = timedelta(days=7)
+AUTHORITY_LIFE = timedelta(days=3650)
+RENEWED_AT = 1 / 3
+"""A leaf is renewed when less than this share of its life is left."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ def issue_authority(participant: str, agreement_id: str) -> KeyPair:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(f"{participant} CA", agreement_id, x509.random_serial_number())
     certificate = (
-        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
+        _builder(name, name, key.public_key(), AUTHORITY_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(sign_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
@@ -47,8 +49,8 @@ def issue_authority(participant: str, agreement_id: str) -> KeyPair:
     return _pair(certificate, key)
 
 
-def issue_leaf(authority: KeyPair, identity: str) -> KeyPair:
-    """A new leaf with `identity` as its only name, signed by `authority`, valid for 7 days."""
+def issue_leaf(authority: KeyPair, identity: str, life: timedelta = LEAF_LIFE) -> KeyPair:
+    """A new leaf with `identity` as its only name, signed by `authority`, valid for `life` from now."""
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
     signer = serialization.load_pem_private_key(authority.key.encode(), None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
@@ -56,7 +58,7 @@ def issue_leaf(authority: KeyPair, identity: str) -> KeyPair:
     key = ec.generate_private_key(ec.SECP256R1())
     point = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
-        _builder(_name("pcmoe node", None, None), issuer.subject, key.public_key(), LEAF_DAYS)
+        _builder(_name("pcmoe node", None, None), issuer.subject, key.public_key(), life)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(point), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(identity)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -73,13 +75,41 @@ def issue_leaf(authority: KeyPair, identity: str) -> KeyPair:
 def write_participant(folder: Path, participant: str, agreement_id: str) -> str:
     """Issue a CA and a leaf into `folder` (`ca.*`, `tls.*`: `.crt` and `.key`); returns the CA's PEM text."""
     authority = issue_authority(participant, agreement_id)
-    leaf = issue_leaf(authority, identity_of(participant, agreement_id))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_private(folder / "ca.crt", authority.certificate)
     write_private(folder / "ca.key", authority.key)
-    write_private(folder / "tls.crt", leaf.certificate)
-    write_private(folder / "tls.key", leaf.key)
+    write_leaf(folder, issue_leaf(authority, identity_of(participant, agreement_id)))
     return authority.certificate
+
+
+def read_authority(folder: Path) -> KeyPair:
+    """The CA that `write_participant` left in `folder`; OSError where it can't be read."""
+    return KeyPair(certificate=(folder / "ca.crt").read_text(), key=(folder / "ca.key").read_text())
+
+
+def write_leaf(folder: Path, leaf: KeyPair) -> None:
+    """Replace `tls.key` and `tls.crt`, each whole. The certificate comes last: who sees a new one finds its key there.
+
+    Who reads between the two finds a certificate and a key that don't fit, keeps what it had, and looks again.
+    """
+    write_private(folder / "tls.key", leaf.key)
+    write_private(folder / "tls.crt", leaf.certificate)
+
+
+def renew_due(folder: Path, now: datetime | None = None) -> bool:
+    """Whether the leaf in `folder` needs a successor: too little of its life is left, or it can't be used.
+
+    A key that doesn't fit its certificate counts as unusable: whoever wrote them was stopped between the two.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
+        key = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
+    except (OSError, ValueError):
+        return True
+    begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    return (
+        key.public_key() != leaf.public_key() or end - (now or datetime.now(UTC)) < (end - begin) * RENEWED_AT
+    )
 
 
 def write_private(path: Path, text: str) -> None:
@@ -108,7 +138,7 @@ def _name(common: str, unit: str | None, serial: int | None) -> x509.Name:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
@@ -118,7 +148,7 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATED)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(now + life)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

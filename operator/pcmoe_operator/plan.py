@@ -14,9 +14,9 @@ import rfc8785
 from pcmoe_operator.constants import PLAN_FORMAT
 from pcmoe_operator.footprint import (
     Memory,
-    hosted_parameters,
+    checkpoint_bytes,
+    disk_bytes,
     memory_of,
-    own_parameters,
     served_bytes,
     single_process,
     static_bytes,
@@ -37,7 +37,9 @@ class ParticipantPlan:
     """(layer, expert) pairs it hosts for all."""
     memory: Memory
     checkpoint: int
-    """Bytes of one checkpoint on disk: float32 weights and moments."""
+    """Bytes of one stored round on disk."""
+    disk: int
+    """Bytes of all rounds on disk, at most."""
     activation_bytes: int
     """Budget for others' tokens: enough for everything in flight under the worst routing."""
     step: Traffic
@@ -140,7 +142,8 @@ def _participant(layout: Layout, index: int, step: Traffic, run: Traffic) -> Par
         index=index,
         experts=sum(layer.hosted_by(index) for layer in layout.placement),
         memory=memory_of(layout, index),
-        checkpoint=12 * (own_parameters(layout) + hosted_parameters(layout, index)),
+        checkpoint=checkpoint_bytes(layout, index),
+        disk=disk_bytes(layout, index),
         activation_bytes=served_bytes(layout, index, worst=True),
         step=step,
         run=run,

@@ -154,7 +154,7 @@ class Transport(Part):
 class FailurePolicy(Part):
     """What happens when a participant is lost, and how long anyone waits."""
 
-    on_peer_loss: Literal["Fail"] = "Fail"
+    on_peer_loss: Literal["Fail", "Wait"] = "Wait"
     peer_timeout_seconds: Seconds = 30
     progress_timeout_seconds: Seconds = 600
     rejoin_timeout_seconds: Seconds = 1800

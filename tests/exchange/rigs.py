@@ -5,18 +5,24 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
-from pcmoe_node.config import NodeConfig
+from pcmoe_node.config import CoordinatorConfig, NodeConfig
+from pcmoe_node.coordination.server import CoordinatorServer
 from pcmoe_node.exchange.base import Buffer, Header, Kind, Message, WireDtype
 from pcmoe_node.exchange.limits import Limits
 from pcmoe_node.exchange.local import Hook, LocalNetwork, LocalTransport
 from pcmoe_node.exchange.tls import TlsTransport
-from pcmoe_operator.pki import identity_of, write_participant
+from pcmoe_node.identity import Credentials
+from pcmoe_node.protocol.membership import View
+from pcmoe_node.status import Journal
+from pcmoe_operator.pki import KeyPair, identity_of, issue_leaf, write_participant
 
 NAMES = ("amsterdam", "berlin", "lyon", "porto", "riga", "turku", "vienna", "zagreb")
 AGREEMENT_ID = "test-2026"
@@ -77,11 +83,83 @@ def node_configs(n: int, folder: Path, **overrides: Any) -> list[NodeConfig]:
         }
         for name, endpoint, bundle in zip(names, endpoints, bundles, strict=True)
     ]
+    coordinator = _coordinator(folder, names[0], bundles[0])
     configs = []
     for index, name in enumerate(names):
-        values = _defaults(folder / name, name, endpoints[index], n) | {"participants": participants}
+        values = _defaults(folder / name, name, endpoints[index], n)
+        values |= {"participants": participants, "coordinator": coordinator}
         configs.append(with_overrides(values, index, overrides))
     return configs
+
+
+def _coordinator(folder: Path, host: str, bundle: str) -> dict[str, Any]:
+    """The coordinator as nodes know it; its certificate, signed by its host's CA, is in `coordinator/certificates`."""
+    certificates = folder / host / "certificates"
+    authority = KeyPair(
+        certificate=(certificates / "ca.crt").read_text(), key=(certificates / "ca.key").read_text()
+    )
+    identity = identity_of("coordinator", AGREEMENT_ID)
+    leaf = issue_leaf(authority, identity)
+    own = folder / "coordinator" / "certificates"
+    own.mkdir(parents=True)
+    (own / "tls.crt").write_text(leaf.certificate)
+    (own / "tls.key").write_text(leaf.key)
+    endpoint = f"127.0.0.1:{free_port()}"
+    return {"name": "coordinator", "identity": identity, "endpoint": endpoint, "ca_bundle": bundle}
+
+
+def coordinator_config(configs: Sequence[NodeConfig]) -> CoordinatorConfig:
+    """What the coordinator of these nodes is told."""
+    first = configs[0]
+    folder = Path(first.identity.certificate_directory).parents[1] / "coordinator"
+    identity = first.identity.model_copy(
+        update={
+            "listen": first.coordinator.endpoint,
+            "certificate_directory": str(folder / "certificates"),
+        }
+    )
+    return CoordinatorConfig(
+        version="pcmoe-coordinator/1",
+        participants=first.participants,
+        coordinator=first.coordinator,
+        identity=identity,
+        peer_timeout_seconds=first.transport.peer_timeout_seconds,
+        log_directory=str(folder / "log"),
+        status_listen="127.0.0.1:0",
+    )
+
+
+@contextmanager
+def coordinating(configs: Sequence[NodeConfig]) -> Iterator[CoordinatorServer]:
+    """A coordinator for these nodes, in this process, over mutual TLS."""
+    config = coordinator_config(configs)
+    server = CoordinatorServer(config, Journal(Path(config.log_directory)))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def view_of(configs: Sequence[object], number: int = 1, round_number: int = 0) -> View:
+    """A view of all, in incarnations that tests can know."""
+    members = tuple((index, incarnation_of(index)) for index in range(len(configs)))
+    return View(number=number, round=round_number, members=members)
+
+
+def incarnation_of(index: int) -> str:
+    """The incarnation of a participant in `view_of`."""
+    return f"{index + 1:032x}"
+
+
+def credentials_of(config: NodeConfig) -> Credentials:
+    """What a node's place reads at its start."""
+    parties = (*config.participants, config.coordinator)
+    return Credentials(config.participant, parties, config.identity.certificate_directory)
+
+
+def tls_transport(config: NodeConfig, view: View | None = None) -> TlsTransport:
+    """A transport in a view of all."""
+    return TlsTransport(config, view or view_of(config.participants), credentials_of(config))
 
 
 def with_overrides(values: dict[str, Any], index: int, overrides: Overrides) -> NodeConfig:
@@ -154,6 +232,7 @@ def _defaults(folder: Path, name: str, endpoint: str, n: int) -> dict[str, Any]:
             "peer_timeout_seconds": 10,
             "progress_timeout_seconds": 60,
             "rejoin_timeout_seconds": 60,
+            "on_peer_loss": "Fail",
             "max_abs": 10000.0,
         },
         "quota": {"rows_per_message": 64, "slots_per_row": 2, "activation_bytes": 1 << 30},
@@ -171,6 +250,7 @@ def _defaults(folder: Path, name: str, endpoint: str, n: int) -> dict[str, Any]:
         "checkpoint_keep": 2,
         "log_directory": str(folder / "log"),
         "status_listen": "127.0.0.1:0",
+        "termination_message": None,
     }
 
 
@@ -195,9 +275,7 @@ class Rig(list[Any]):
         if self._network is not None:
             self._network.kill(index)
         else:
-            for peer in self[index]._io.peers.values():
-                for connection in list(peer.connections.values()):
-                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            die(self[index])
 
     def close(self) -> None:
         """Close every transport and remove the folder."""
@@ -233,7 +311,7 @@ def open_rig(
         return Rig(transports, configs, folder.cleanup, network)
     if reroute is not None:
         configs = [rerouted(config, reroute) for config in configs]
-    tls = [TlsTransport(config) for config in configs]
+    tls = [tls_transport(config) for config in configs]
     rig = Rig(tls, configs, folder.cleanup, None)
     try:
         together([partial(t.open, timeout) for t in tls])
@@ -241,6 +319,19 @@ def open_rig(
         rig.close()
         raise
     return rig
+
+
+def die(transport: Any) -> None:
+    """What a crash leaves of a transport: closed sockets, no goodbye, nobody at the door."""
+    transport._closed = True
+    for dialer in transport._dialers.values():
+        dialer.close()
+    if transport._door is not None:
+        transport._door.close()
+    transport._io._loop.call(transport._io._loop.finish)
+    transport._io._loop.join(5.0)
+    for dialer in transport._dialers.values():
+        dialer.join()
 
 
 def rerouted(config: NodeConfig, reroute: Callable[[int, int, str], str]) -> NodeConfig:
@@ -294,3 +385,12 @@ def pattern(length: int, seed: int) -> bytes:
     """`length` bytes that differ from seed to seed."""
     unit = random.Random(seed).randbytes(251)
     return (unit * (length // len(unit) + 1))[:length]
+
+
+def wait_until(condition: Callable[[], bool], deadline: float = 5.0) -> None:
+    """Look until it holds; fails after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end, "did not come true in time"
+        pause.wait(0.01)

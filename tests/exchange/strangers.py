@@ -15,14 +15,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from tests.exchange.rigs import incarnation_of, tls_transport, view_of
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import NodeError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import Header, Kind, WireDtype
+from pcmoe_node.exchange.base import UNNUMBERED, Header, Kind, WireDtype
 from pcmoe_node.exchange.limits import Limits
-from pcmoe_node.exchange.tls import TlsTransport
-from pcmoe_node.exchange.tls.handshake import parse_endpoint, read_frame, write_frame
+from pcmoe_node.exchange.tls.frames import read_frame, write_frame
+from pcmoe_node.exchange.tls.handshake import parse_endpoint
 from pcmoe_operator.pki import KeyPair
 
 PATIENCE = 10.0
@@ -113,7 +114,7 @@ class Opening:
     """`open` of a transport on a thread of its own, and how it ended."""
 
     def __init__(self, config: NodeConfig, timeout: float = 1.5) -> None:
-        self.transport = TlsTransport(config)
+        self.transport = tls_transport(config)
         self.error: NodeError | None = None
         self.seconds = 0.0
         self._timeout = timeout
@@ -159,10 +160,13 @@ class Stranger:
             agreement_id=mine.identity.agreement_id,
             agreement_digest=mine.identity.agreement_digest,
             plan_digest=mine.identity.plan_digest,
-            incarnation="0" * 31 + "1",
+            incarnation=incarnation_of(mine.index),
             connection=0,
             connections=mine.transport.connections,
+            view=1,
+            mark=view_of(mine.participants).mark,
         )
+        self.sequence = 0
 
     def connect(self) -> Self:
         """TCP only."""
@@ -207,13 +211,15 @@ class Stranger:
         return read_frame(self.sock, time.monotonic() + PATIENCE)
 
     def frame(self, kind: Kind, **fields: Any) -> bytes:
-        """The bytes of a request to the target, of the right size, its fields then changed by `raw`."""
-        raw = fields.pop("raw", {})
+        """The bytes of a message to the target, of the right size, its fields then changed by `raw` and `stamp`."""
+        raw, stamp = fields.pop("raw", {}), fields.pop("stamp", {})
         limits = Limits.from_config(self.mine)
         dtype = limits.dtype if kind < Kind.STEP_END else WireDtype.NONE
         header = limits.sized(Header(kind=kind, dtype=dtype, **fields), self.target.index)
         body = bytes(header.payload_length + header.pad_length)
-        return wire.encode_header(replace(header, **raw)) + body
+        self.sequence += kind not in UNNUMBERED
+        stamp = {"view": 1, "sequence": self.sequence if kind not in UNNUMBERED else 0} | stamp
+        return wire.encode_header(replace(header, **raw), wire.Stamp(**stamp)) + body
 
     def heard_abort(self) -> tuple[type[NodeError], str]:
         """Read frames until an ABORT: its class and reason."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import pytest
-from tests.exchange.rigs import Rig, message, open_rig, pattern, together
+from tests.exchange.rigs import Rig, message, open_rig, pattern, together, wait_until
 
 from pcmoe_node.errors import DivergedError, NodeError, PeerLostError, ProtocolError
 from pcmoe_node.exchange import layout, wire
@@ -107,11 +107,11 @@ def test_every_kind_of_message_arrives(opened: Opener) -> None:
         for kind in (Kind.FORWARD, Kind.BACKWARD, Kind.EVALUATE, *layout.REPLIES)
     ]
     rig[0].send(1, Message(Header(kind=Kind.DONE, step=8)))
-    for kind, size in ((Kind.STEP_END, 9), (Kind.VOTE, 9), (Kind.WAITING, 4)):
+    for kind, size in ((Kind.STEP_END, 9), (Kind.VOTE, 9)):
         payload = rig[0].allocate(size)
         rig[0].send(1, Message(Header(kind=kind, payload_length=size), payload))
-    kinds = sorted(take(rig, 1)[1].kind for _ in range(len(sent) + 4))
-    expected = [header.kind for header in sent] + [Kind.STEP_END, Kind.VOTE, Kind.DONE, Kind.WAITING]
+    kinds = sorted(take(rig, 1)[1].kind for _ in range(len(sent) + 3))
+    expected = [header.kind for header in sent] + [Kind.STEP_END, Kind.VOTE, Kind.DONE]
     assert kinds == sorted(expected)
 
 
@@ -197,16 +197,20 @@ def test_an_abort_that_is_passed_on_names_where_it_began(opened: Opener) -> None
     assert str(failure_at(rig, 2)) == f"berlin ended the run: {cause} (reported by amsterdam)"
 
 
-def test_only_the_first_failure_is_told(opened: Opener) -> None:
+def test_of_each_peer_only_the_first_failure_is_told(opened: Opener) -> None:
     rig = opened(3)
     rig[0].abort(DivergedError("first"))
-    failure_at(rig, 2)
+    assert str(failure_at(rig, 2)) == "amsterdam ended the run: first"
+    rig[2].interrupt(PeerLostError("of one's own"))
+    rig[2].interrupt(PeerLostError("again"))
+    assert str(failure_at(rig, 2)) == "of one's own"
     rig[1].abort(PeerLostError("second"))
+    assert str(failure_at(rig, 2)) == "berlin ended the run: second"
     assert rig[2].receive(0.3) is None
 
 
-def test_a_peer_that_dies_is_reported_at_once(opened: Opener) -> None:
-    rig = opened(3)
+def test_a_peer_that_dies_is_reported_within_the_agreed_time(opened: Opener) -> None:
+    rig = opened(3, transport={"peer_timeout_seconds": 1})
     rig.kill(1)
     for index in (0, 2):
         failure = failure_at(rig, index, deadline=5.0)
@@ -242,6 +246,22 @@ def test_progress_is_seen_by_the_peers(opened: Opener) -> None:
     assert rig[1].pulses()[0].still_seconds < 2.0
 
 
+def test_whom_a_peer_waits_for_is_seen_by_the_others(opened: Opener) -> None:
+    rig = opened(3, transport={"peer_timeout_seconds": 1})
+    rig[0].waiting(frozenset({1, 2}))
+    wait_until(lambda: rig[1].pulses()[0].waiting == {1, 2})
+    rig[0].waiting(frozenset())
+    wait_until(lambda: rig[2].pulses()[0].waiting == frozenset())
+
+
+def test_a_receive_can_be_ended_by_ones_own_side_with_an_error_or_with_nothing(opened: Opener) -> None:
+    rig = opened(2)
+    rig[0].interrupt(None)
+    assert received(rig, 0) == Arrival(0)
+    rig[0].interrupt(PeerLostError("the view is over"))
+    assert str(failure_at(rig, 0)) == "the view is over"
+
+
 def test_close_and_abort_may_come_twice_and_leave_no_thread(opened: Opener) -> None:
     before = set(threading.enumerate())
     rig = opened(3)
@@ -266,12 +286,3 @@ def test_one_participant_alone_is_connected_at_once(opened: Opener) -> None:
     rig = opened(1)
     assert rig[0].receive(0) is None
     assert rig[0].traffic() == {}
-
-
-def wait_until(condition: Callable[[], bool], deadline: float = 5.0) -> None:
-    """Look until it holds; fails after `deadline` seconds."""
-    end = time.monotonic() + deadline
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end, "did not come true in time"
-        pause.wait(0.01)

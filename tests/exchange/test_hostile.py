@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.exchange.delay_proxy import DelayProxy
 from tests.exchange.rigs import message, node_configs, open_rig
 from tests.exchange.strangers import Opening, Stranger, join_as
+from tests.faults.proxy import FaultProxy
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import DivergedError, IdentityError, NodeError, PeerLostError, ProtocolError
@@ -62,17 +62,20 @@ def siege(tmp_path: Path) -> Iterator[Siege]:
         ({"rows": 4, "slots": 3}, {}, "slots 3: must be from 4 to 8"),
         ({"micro_batch": 2}, {}, "micro_batch 2: must be from 0 to 1"),
         ({"step": 8}, {}, "step 8: must be from 0 to 7"),
-        ({"view": 1}, {}, "view 1: must be 0"),
+        ({"stamp": {"view": 2}}, {}, "view 2: must be 1"),
+        ({"stamp": {"sequence": 0}}, {}, "sequence 0: must be at most 1, from 1"),
+        ({"stamp": {"sequence": 3}}, {}, "sequence 3: must be at most 1, from 1"),
+        ({"stamp": {"acknowledged": 1}}, {}, "a wrong count: acknowledged 1 messages of 0"),
         ({}, {"dtype": WireDtype.BFLOAT16}, "dtype BFLOAT16: must be the agreed FLOAT32"),
         ({}, {"payload_length": 1 << 40}, f"payload_length {1 << 40}: must be 0"),
         ({}, {"pad_length": 1 << 40}, f"pad_length {1 << 40}: must be"),
         ({"rows": 4, "slots": 4}, {"payload_length": 16}, "payload_length 16: must be"),
-        ({}, {"kind": Kind.HELLO}, "HELLO with kind HELLO: belongs to the handshake"),
+        ({}, {"kind": Kind.HELLO}, "HELLO with kind HELLO: has no place between participants"),
         ({}, {"kind": Kind.FORWARD_REPLY, "layer": 2}, "layer 2: must be one with experts at amsterdam"),
     ],
 )
 def test_a_header_beyond_the_agreement_ends_the_run_before_anything_is_allocated(
-    siege: Siege, fields: dict[str, int], raw: dict[str, Any], rule: str
+    siege: Siege, fields: dict[str, Any], raw: dict[str, Any], rule: str
 ) -> None:
     made = siege.berlin._pool.created_bytes
     siege.data.sock.sendall(siege.data.frame(Kind.FORWARD, **fields, raw=raw)[: wire.HEADER_SIZE])
@@ -93,7 +96,6 @@ def test_a_header_beyond_the_agreement_ends_the_run_before_anything_is_allocated
         (1, 99, "kind is 99: unknown"),
         (2, 7, "dtype is 7: unknown"),
         (3, 1, "flags are 1"),
-        (63, 1, "reserved bytes"),
     ],
 )
 def test_an_unknown_byte_in_a_header_is_refused(siege: Siege, position: int, value: int, rule: str) -> None:
@@ -107,7 +109,7 @@ def test_an_unknown_byte_in_a_header_is_refused(siege: Siege, position: int, val
 
 
 def test_extra_bytes_after_a_frame_are_refused(siege: Siege) -> None:
-    siege.data.sock.sendall(siege.data.frame(Kind.FORWARD, rows=2, slots=2) + b"\xff" * 64)
+    siege.data.sock.sendall(siege.data.frame(Kind.FORWARD, rows=2, slots=2) + b"\xff" * wire.HEADER_SIZE)
     failure = siege.failure()
     assert isinstance(failure, ProtocolError)
     assert "amsterdam" in str(failure)
@@ -132,20 +134,22 @@ def test_a_truncated_frame_ends_the_run_naming_the_peer(siege: Siege) -> None:
     assert str(failure) == "amsterdam closed its connection in the middle of a frame"
 
 
-def test_a_connection_that_breaks_is_a_lost_peer(siege: Siege) -> None:
-    frame = siege.data.frame(Kind.FORWARD, rows=9, slots=9)
-    siege.data.sock.sendall(frame[: len(frame) // 2])
-    siege.data.hang_up()
-    failure = siege.failure()
+def test_a_connection_that_breaks_and_does_not_come_back_is_a_lost_peer(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        siege = Siege(node_configs(2, tmp_path, transport=SHORT), stack)
+        frame = siege.data.frame(Kind.FORWARD, rows=9, slots=9)
+        siege.data.sock.sendall(frame[: len(frame) // 2])
+        siege.data.hang_up()
+        failure = siege.failure()
     assert isinstance(failure, PeerLostError)
-    assert "amsterdam is lost: its connection 1 " in str(failure)
+    assert str(failure).startswith("amsterdam is lost: no byte for 1 s; its connection 1 ")
 
 
 def test_the_reason_wins_over_the_connection_that_ends_before_it(siege: Siege) -> None:
     siege.data.hang_up()
     payload = wire.encode_abort(DivergedError("not finite"), 0)
     header = Header(kind=Kind.ABORT, payload_length=len(payload))
-    siege.control.sock.sendall(wire.encode_header(header) + payload)
+    siege.control.sock.sendall(wire.encode_header(header, wire.Stamp(view=1)) + payload)
     failure = siege.failure()
     assert isinstance(failure, DivergedError)
     assert str(failure) == "amsterdam ended the run: not finite"
@@ -155,7 +159,7 @@ def test_what_a_peer_says_reaches_the_log_short_and_printable(siege: Siege) -> N
     reason = b"\x1b[2J\n\x00" + "é".encode() * 240
     payload = wire.ABORT.pack(143, 77, len(reason), reason)
     header = Header(kind=Kind.ABORT, payload_length=len(payload))
-    siege.control.sock.sendall(wire.encode_header(header) + payload)
+    siege.control.sock.sendall(wire.encode_header(header, wire.Stamp(view=1)) + payload)
     failure = siege.failure()
     assert isinstance(failure, PeerLostError)
     assert str(failure).isprintable()
@@ -175,10 +179,10 @@ def test_a_silent_peer_is_lost_after_the_agreed_time(tmp_path: Path) -> None:
 
 def test_a_network_that_goes_silent_ends_the_run_on_both_sides_in_time() -> None:
     with ExitStack() as stack:
-        proxies: list[DelayProxy] = []
+        proxies: list[FaultProxy] = []
 
         def through(_dialer: int, _target: int, endpoint: str) -> str:
-            proxies.append(stack.enter_context(DelayProxy(endpoint, 0.001)))
+            proxies.append(stack.enter_context(FaultProxy(endpoint, 0.001)))
             return proxies[-1].endpoint
 
         rig = stack.enter_context(open_rig(2, reroute=through, transport=SHORT))
@@ -193,26 +197,30 @@ def test_a_network_that_goes_silent_ends_the_run_on_both_sides_in_time() -> None
         assert time.monotonic() - began < 3.0
 
 
-def test_a_network_that_breaks_ends_the_run_on_both_sides_at_once() -> None:
+def test_a_network_that_breaks_and_stays_broken_ends_the_run_on_both_sides_in_time() -> None:
     with ExitStack() as stack:
-        proxies: list[DelayProxy] = []
+        proxies: list[FaultProxy] = []
 
         def through(_dialer: int, _target: int, endpoint: str) -> str:
-            proxies.append(stack.enter_context(DelayProxy(endpoint, 0.0)))
+            proxies.append(stack.enter_context(FaultProxy(endpoint, 0.0)))
             return proxies[-1].endpoint
 
-        rig = stack.enter_context(open_rig(2, reroute=through, transport=PATIENT))
+        rig = stack.enter_context(open_rig(2, reroute=through, transport=SHORT))
         for proxy in proxies:
             proxy.cut()
-        for transport in rig:
-            assert isinstance(transport.receive(5.0).failure, PeerLostError)
+        began = time.monotonic()
+        for transport, name in zip(rig, ("berlin", "amsterdam"), strict=True):
+            failure = transport.receive(5.0).failure
+            assert isinstance(failure, PeerLostError)
+            assert str(failure).startswith(f"{name} is lost: no byte for 1 s; its connection ")
+        assert time.monotonic() - began < 3.0
 
 
 def test_a_delay_is_added_each_way_and_loses_nothing() -> None:
     with ExitStack() as stack:
 
         def through(_dialer: int, _target: int, endpoint: str) -> str:
-            return stack.enter_context(DelayProxy(endpoint, 0.05)).endpoint
+            return stack.enter_context(FaultProxy(endpoint, 0.05)).endpoint
 
         rig = stack.enter_context(open_rig(2, reroute=through, transport=PATIENT))
         began = time.monotonic()

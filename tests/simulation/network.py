@@ -9,7 +9,7 @@ from pcmoe_node.protocol.effects import Request
 
 
 class Message(NamedTuple):
-    """What travels: a request, its reply, or one of STEP_END, VOTE and DONE with its content."""
+    """What travels between nodes: a request, its reply, or one of STEP_END, VOTE and DONE with its content."""
 
     sender: int
     kind: str
@@ -28,27 +28,21 @@ class Network:
         self._spread = spread
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
-        self._deliver: Callable[[int, Message], None] | None = None
-
-    def connect(self, deliver: Callable[[int, Message], None]) -> None:
-        """`deliver(to, message)` is called for every arrival."""
-        self._deliver = deliver
 
     def after(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
         """Call `action(*arguments)` once `delay` has passed."""
         self._count += 1
         heapq.heappush(self._events, (self.now + delay, self._count, action, arguments))
 
-    def later(self, action: Callable[..., None], *arguments: object) -> None:
-        """Call `action(*arguments)` after a while: work that takes its time."""
-        self.after(self.luck.random(), action, *arguments)
-
-    def send(self, to: int, message: Message) -> None:
-        """A message on its way; one in fifty takes very long."""
-        assert self._deliver is not None
-        self.after(self._delay(), self._deliver, to, message)
+    def send(self, deliver: Callable[..., None], *arguments: object) -> float:
+        """A message on its way; one in fifty takes very long. When the last copy of it arrives."""
+        delay = self._delay()
+        self.after(delay, deliver, *arguments)
         if self._copies and self.luck.random() < self._copies:
-            self.after(self._delay() * 2, self._deliver, to, message)
+            second = self._delay() * 2
+            self.after(second, deliver, *arguments)
+            delay = max(delay, second)
+        return self.now + delay
 
     def step(self) -> bool:
         """Run the next event. False: there is none."""
@@ -61,3 +55,31 @@ class Network:
     def _delay(self) -> float:
         # Heavy tail: from 1/1.02 to 50 with spread 1, so that control overtakes data and steps overlap.
         return 1.0 + self._spread * (1.0 / (0.02 + self.luck.random()) - 1.0)
+
+
+class Wire:
+    """The network as a node within one view has it: with the view, all that was to happen ends."""
+
+    def __init__(self, network: Network, carry: Callable[[int, Message], None]) -> None:
+        """`carry(to, message)` puts a message on the connection to a peer."""
+        self.luck = network.luck
+        self.send = carry
+        self.cut = False
+        self._network = network
+
+    @property
+    def now(self) -> float:
+        """The time."""
+        return self._network.now
+
+    def after(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action(*arguments)` once `delay` has passed, if the view still stands."""
+        self._network.after(delay, self._run, action, arguments)
+
+    def later(self, action: Callable[..., None], *arguments: object) -> None:
+        """Call `action(*arguments)` after a while: work that takes its time."""
+        self.after(self.luck.random(), action, *arguments)
+
+    def _run(self, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        if not self.cut:
+            action(*arguments)

@@ -1,10 +1,12 @@
 """A node around the machine under test: an owner, a host that serves one at a time, and their conductor."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tests.simulation.invariants import InvariantError, Watch
-from tests.simulation.network import Message, Network
+from tests.simulation.network import Message, Wire
 from tests.simulation.scenario import Scenario
 
 from pcmoe_node.protocol.effects import (
@@ -45,15 +47,34 @@ class Work:
     """Replies that each micro-batch still waits for."""
 
 
+class Keeper(Protocol):
+    """The process around a node: what outlives a view is its business."""
+
+    def checkpoint(self, round_number: int, history: int, then: Callable[[], None]) -> None:
+        """Store a round, call `then` once it is durable."""
+
+    def trained(self) -> None:
+        """No step is left."""
+
+    def peer_done(self) -> None:
+        """A peer said DONE."""
+
+    def everybody_done(self) -> None:
+        """All have said DONE, this node included."""
+
+
 class Node:
-    """One participant from the start of the run until it leaves."""
+    """One participant from the beginning of a view to its end."""
 
     def __init__(
-        self, me: int, scenario: Scenario, network: Network, watch: Watch, machine: StepMachine
+        self, me: int, scenario: Scenario, network: Wire, watch: Watch, machine: StepMachine, keeper: Keeper
     ) -> None:
         """`machine` is what is tested; the rest is the plainest shell that keeps its rules."""
         self.me = me
         self.machine = machine
+        self.history = 0
+        """Digest of all that the weights were computed from; set it to that of the round taken up."""
+        self._keeper = keeper
         self._scenario = scenario
         self._network = network
         self._watch = watch
@@ -82,7 +103,7 @@ class Node:
     def _evaluate(self) -> None:
         version = self.machine.version
         if not self._scenario.evaluates(version):
-            self._enter()
+            self._keep()
             return
         stages = [(Phase.EVALUATE, layer) for layer in range(len(self._scenario.hosts))]
         self._begin(Work(version, stages, self._scenario.evaluation_batches, self._evaluated))
@@ -90,13 +111,19 @@ class Node:
     def _evaluated(self) -> None:
         self._watch.evaluated(self.me, self.machine.version)
         self._note("evaluated at", self.machine.version)
-        # A checkpoint, now and then a slow one.
-        self._network.after(self._luck.choice((0.1, 1.0, 30.0)), self._enter)
+        self._keep()
+
+    def _keep(self) -> None:
+        passed, within = divmod(self.machine.version, self._scenario.steps_per_round)
+        if within or passed == self._scenario.first_round:
+            self._enter()
+        else:
+            self._keeper.checkpoint(passed, self.history, self._enter)
 
     def _enter(self) -> None:
         step = self.machine.version
         if step == self._scenario.total_steps:
-            self._done()
+            self._keeper.trained()
             return
         owners = self._scenario.owners(step)
         self._watch.entered(self.me, step)
@@ -120,17 +147,23 @@ class Node:
         self._watch.ended(self.me, work.step, tokens, not work.failed)
         self._carry_out(self.machine.owner_done(tokens, not work.failed))
 
-    def _done(self) -> None:
-        self._watch.done(self.me)
-        self._farewell.done()
-        self._note("is done")
-        self._broadcast(Message(self.me, "DONE"))
-        self._leave_if_possible()
+    def say_done(self) -> None:
+        """The last round is committed, and this process has it on disk: tell everybody, once."""
+        if self._farewell.done():
+            self._watch.done(self.me)
+            self._note("is done")
+            self._broadcast(Message(self.me, "DONE"))
+            self._leave_if_possible()
+
+    def said_done(self, peer: int) -> bool:
+        """Whether a peer may go away without being missed."""
+        return self._farewell.said_done(peer)
 
     def _leave_if_possible(self) -> None:
         if self._farewell.may_leave and not self.left:
             self._watch.left(self.me)
             self.left = True
+            self._keeper.everybody_done()
 
     # The owner
 
@@ -228,6 +261,7 @@ class Node:
             self._carry_out(machine.vote(peer, int(content[0]), content[1], bool(content[2])))
         else:
             self._farewell.peer_done(peer)
+            self._keeper.peer_done()
             self._leave_if_possible()
 
     def _carry_out(self, effects: list[Effect]) -> None:
@@ -261,6 +295,7 @@ class Node:
     def _apply(self, step: int, outcome: Decision) -> None:
         self._watch.applied(self.me, step)
         self._note("applied" if outcome.apply else "skipped", step)
+        self.history = zlib.crc32(f"{self._watch.mark} {step} {outcome}".encode(), self.history)
         self._carry_out(self.machine.applied())
         self._evaluate()
 
@@ -269,5 +304,5 @@ class Node:
             self._network.send(peer, message)
 
     def _note(self, what: str, *details: object) -> None:
-        if self._watch.trace is not None:
-            self._watch.note(self._network.now, f"{self.me} {what}", *details)
+        if self._watch.journal.trace is not None:
+            self._watch.journal.note(self._network.now, f"{self.me} {what}", *details)

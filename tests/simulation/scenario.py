@@ -1,12 +1,17 @@
 """What a simulated run looks like: everything that is drawn before it starts, from its seed alone."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from tests.simulation import faults
+from tests.simulation.faults import Fault
 
 from pcmoe_node.protocol import round as rules
 
 MESSAGES = 400
 """About so many requests a run may have, so that thousands of runs fit into a minute."""
+TROUBLED = 300
+"""The same for a run with faults, which does much of its work twice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +41,8 @@ class Scenario:
     """Probability that a host's gradients are not finite in a step."""
     no_tokens: float
     """Probability that nobody has a supervised token in a step."""
+    faults: tuple[Fault, ...]
+    """What goes wrong, in the order of time."""
 
     @property
     def total_steps(self) -> int:
@@ -46,6 +53,10 @@ class Scenario:
     def first_step(self) -> int:
         """The step this run starts with."""
         return self.first_round * self.steps_per_round
+
+    def beginning_at(self, first_round: int) -> "Scenario":
+        """The same from this round on: what a view sees of it."""
+        return self if first_round == self.first_round else replace(self, first_round=first_round)
 
     def layers_of(self, member: int) -> tuple[int, ...]:
         """The layers with experts at this member."""
@@ -73,10 +84,13 @@ class Scenario:
         owners = members if schedule == "Concurrent" else 1
         pairs = max(1, owners * sum(map(len, hosts)) * (members - 1) // members)
         steps_per_round = members if schedule == "Sequential" else luck.randint(1, 2)
-        rounds = luck.randint(1, 2)
+        troubles = faults.draw(seed, members)
+        rounds = luck.randint(1, 5 if troubles else 2)
         first_round = luck.randint(0, rounds - 1)
         steps = (rounds - first_round) * steps_per_round
-        micro_batches = luck.randint(1, max(1, min(4, MESSAGES // (2 * pairs * steps))))
+        micro_batches = luck.randint(
+            1, max(1, min(4, (TROUBLED if troubles else MESSAGES) // (2 * pairs * steps)))
+        )
         bad = luck.random() < 0.5
         return Scenario(
             seed=seed,
@@ -95,4 +109,5 @@ class Scenario:
             not_ok=0.15 * bad,
             not_finite=0.1 * bad,
             no_tokens=0.1 * bad,
+            faults=troubles,
         )

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tests.exchange.rigs import node_configs, together
+from tests.exchange.rigs import coordinating, node_configs, together
 from tests.training.oracle import Oracle, Recipe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
+from pcmoe_node.coordination.session import TlsPlace
+from pcmoe_node.coordination.table import LocalTable
 from pcmoe_node.data import open_corpus
-from pcmoe_node.exchange.local import LocalNetwork
-from pcmoe_node.exchange.tls import TlsTransport
 from pcmoe_node.fingerprint import fingerprint
 from pcmoe_node.tokenizer import ByteLevel
 
@@ -185,13 +185,14 @@ def configs_of(case: Case, folder: Path) -> list[NodeConfig]:
 
 def run_local(configs: list[NodeConfig]) -> None:
     """All nodes in this process, over the local exchange."""
-    network = LocalNetwork(configs)
-    together([partial(run_node, config, network.transport(i)) for i, config in enumerate(configs)])
+    table = LocalTable(configs)
+    together([partial(run_node, config, table.place(i)) for i, config in enumerate(configs)])
 
 
 def run_tls_threads(configs: list[NodeConfig]) -> None:
     """All nodes in this process, over mutual TLS on loopback."""
-    together([partial(run_node, config, TlsTransport(config)) for config in configs])
+    with coordinating(configs):
+        together([partial(run_node, config, TlsPlace(config)) for config in configs])
 
 
 def start_process(config: NodeConfig) -> "subprocess.Popen[str]":
@@ -216,12 +217,13 @@ def node_log(config: NodeConfig) -> str:
 
 def run_processes(configs: list[NodeConfig], timeout: float = 90) -> list[int]:
     """All nodes as separate processes over mutual TLS; their exit codes."""
-    processes = [start_process(config) for config in configs]
-    try:
-        return [process.wait(timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with coordinating(configs):
+        processes = [start_process(config) for config in configs]
+        try:
+            return [process.wait(timeout) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
 
 
 def final_weights(configs: list[NodeConfig]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
@@ -239,6 +241,21 @@ def final_weights(configs: list[NodeConfig]) -> tuple[list[dict[str, Tensor]], d
             if name.startswith("experts/"):
                 _place(shared, name.removeprefix("experts/"), rows, config)
     return backbones, shared
+
+
+def stored_of(configs: list[NodeConfig], rounds: int) -> list[dict[str, Tensor]]:
+    """Everything of the last stored round, which must be this one: weights, masters and moments."""
+    newest = [max(Path(config.checkpoint_directory).glob("round-*")) for config in configs]
+    assert {folder.name for folder in newest} == {f"round-{rounds:06d}"}
+    return [load_file(folder / "state.safetensors") for folder in newest]
+
+
+def assert_same_bits(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
+    """Equal names, equal bits."""
+    for mine, other in zip(found, expected, strict=True):
+        assert set(mine) == set(other)
+        different = [name for name, tensor in mine.items() if not torch.equal(tensor, other[name])]
+        assert not different
 
 
 def _place(shared: dict[str, Tensor], name: str, rows: Tensor, config: NodeConfig) -> None:

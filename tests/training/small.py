@@ -19,12 +19,13 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
+from pcmoe_node.coordination.table import LocalTable
 from pcmoe_node.exchange.base import Message
 from pcmoe_node.exchange.local import Hook, LocalNetwork
 from pcmoe_node.experts import Batch, Saved, Shard, shard_of
 from pcmoe_node.fingerprint import fingerprint
 from pcmoe_node.model import decoder_layers, experts_of
-from pcmoe_node.participant import assemble
+from pcmoe_node.participant import assemble, join
 from pcmoe_node.protocol.effects import Decision, Phase
 from pcmoe_node.routing import (
     ExpertMap,
@@ -187,7 +188,9 @@ def run_steps(
 ) -> Steps:
     """Assemble every node and let all take `steps` steps; the gradients are recorded before they are applied."""
     network = LocalNetwork(configs, hook)
-    nodes = [assemble(c, network.transport(i), secret_of(c)) for i, c in enumerate(configs)]
+    nodes = [assemble(c, secret_of(c)) for c in configs]
+    for index, node in enumerate(nodes):
+        join(node, network.transport(index), 0)
     result = Steps(nodes=nodes, gradients=[[] for _ in nodes], decisions=[[] for _ in nodes])
 
     def run(index: int, node: Participant) -> None:
@@ -390,12 +393,12 @@ def every_message(into: list[tuple[int, int, Message]]) -> Hook:
 
 def outcomes(configs: list[NodeConfig], hook: Hook | None = None, timeout: float = 30) -> list[Any]:
     """Run every node to its end in this process; what each of them raised, or None."""
-    network = LocalNetwork(configs, hook)
+    table = LocalTable(configs, hook)
     results: list[BaseException | None] = [None] * len(configs)
 
     def run(index: int) -> None:
         try:
-            run_node(configs[index], network.transport(index))
+            run_node(configs[index], table.place(index))
         except BaseException as error:
             results[index] = error
 

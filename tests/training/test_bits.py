@@ -1,16 +1,17 @@
 """With `deterministic` the same inputs give the same bits: run to run, over either exchange, stopped or not."""
 
+import json
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.exchange.rigs import changed
 from tests.training.runs import (
     QWEN3_MOE,
     Case,
+    assert_same_bits,
     configs_of,
     node_log,
     rounds_of,
@@ -18,12 +19,13 @@ from tests.training.runs import (
     run_processes,
     run_tls_threads,
     start_process,
+    stored_of,
 )
 from torch import Tensor
 
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.exchange.local import LocalNetwork
+from pcmoe_node.coordination.table import LocalTable
 
 CASE = Case(
     n=3,
@@ -39,16 +41,7 @@ CASE = Case(
 
 def stored(configs: list[NodeConfig]) -> list[dict[str, Tensor]]:
     """Everything of the last stored round: weights, masters and moments."""
-    newest = [max(Path(config.checkpoint_directory).glob("round-*")) for config in configs]
-    assert {folder.name for folder in newest} == {f"round-{CASE.rounds:06d}"}
-    return [load_file(folder / "state.safetensors") for folder in newest]
-
-
-def assert_same_bits(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
-    for mine, other in zip(found, expected, strict=True):
-        assert set(mine) == set(other)
-        different = [name for name, tensor in mine.items() if not torch.equal(tensor, other[name])]
-        assert not different
+    return stored_of(configs, CASE.rounds)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +72,16 @@ def test_hosts_that_recompute_give_the_same_bits_as_hosts_that_keep(
     assert_same_bits(stored(configs), reference)
 
 
-def test_one_that_lost_the_last_round_finds_the_others_again(
+def test_one_that_was_killed_before_it_stored_the_last_round_finds_the_others_again(
     reference: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     configs = configs_of(CASE, tmp_path)
     run_local(configs)
-    for (
-        config
-    ) in configs:  # all were killed before anybody knew, and what an earlier, shorter run left says nothing
-        (Path(config.checkpoint_directory) / "finished").write_text(str(CASE.rounds - 1))
+    for config in configs:  # all were killed before the last round was committed
+        folder = Path(config.checkpoint_directory)
+        (folder / "membership.json").write_text(json.dumps({"view": 1, "committed": CASE.rounds - 1}))
+        # What an earlier, shorter run left says nothing.
+        (folder / "finished").write_text(str(CASE.rounds - 1))
     shutil.rmtree(Path(configs[1].checkpoint_directory) / f"round-{CASE.rounds:06d}")
     run_local(configs)
     assert_same_bits(stored(configs), reference)
@@ -96,7 +90,7 @@ def test_one_that_lost_the_last_round_finds_the_others_again(
 def test_a_finished_participant_needs_nobody(tmp_path: Path) -> None:
     configs = configs_of(CASE, tmp_path)
     run_local(configs)
-    run_node(configs[0], LocalNetwork(configs).transport(0))
+    run_node(configs[0], LocalTable(configs).place(0))
 
 
 def test_processes_stopped_and_resumed_give_the_same_bits(
@@ -119,7 +113,7 @@ def test_processes_stopped_and_resumed_give_the_same_bits(
             shutil.rmtree(late)
     (Path(configs[2].checkpoint_directory) / "round-000002.tmp").mkdir()
     assert run_processes(configs) == [0] * CASE.n, "\n".join(node_log(config)[-1500:] for config in configs)
-    assert "resuming after round 1 of 4" in node_log(configs[0])
+    assert "taking up round 1 again" in node_log(configs[0])
     assert_same_bits(stored(configs), reference)
 
 

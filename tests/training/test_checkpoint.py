@@ -16,10 +16,9 @@ from tests.training.killed_writer import position_of, tensors_of
 from tests.training.small import architecture, small_configs
 
 from pcmoe_node import checkpoint
-from pcmoe_node.checkpoint import Checkpoints, common_round
+from pcmoe_node.checkpoint import Checkpoints, Membership
 from pcmoe_node.errors import ConfigError, ResourceError
-from pcmoe_node.participant import frozen_digest, order_secret
-from pcmoe_node.resume import stored_position
+from pcmoe_node.participant import frozen_digest, order_secret, stored_position
 
 
 def stored(folder: Path, *numbers: int, keep: int = 2) -> Checkpoints:
@@ -77,26 +76,26 @@ def test_a_round_comes_back_as_it_was_stored(tmp_path: Path) -> None:
 
 def test_the_newest_rounds_are_kept(tmp_path: Path) -> None:
     checkpoints = stored(tmp_path, 1, 2, 3, 4)
-    assert checkpoints.rounds() == [3, 4] and checkpoints.newest() == 4
-    assert stored(tmp_path / "three", 1, 2, 3, 4, keep=3).rounds() == [2, 3, 4]
+    assert checkpoints.rounds() == (3, 4) and checkpoints.newest() == 4
+    assert stored(tmp_path / "three", 1, 2, 3, 4, keep=3).rounds() == (2, 3, 4)
     assert Checkpoints(tmp_path / "none", 2).newest() == 0
 
 
 def test_a_round_that_is_stored_again_replaces_the_one_before(tmp_path: Path) -> None:
     checkpoints = stored(tmp_path, 1, 2)
     checkpoints.save(position_of(2), tensors_of(7))
-    assert checkpoints.rounds() == [1, 2]
+    assert checkpoints.rounds() == (1, 2)
     assert torch.equal(checkpoints.load(2)[1]["a"], tensors_of(7)["a"])
 
 
 def test_rounds_that_not_everybody_has_are_dropped(tmp_path: Path) -> None:
     checkpoints = stored(tmp_path, 1, 2, 3, keep=5)
     checkpoints.drop_after(3)
-    assert checkpoints.rounds() == [1, 2, 3]
+    assert checkpoints.rounds() == (1, 2, 3)
     checkpoints.drop_after(1)
-    assert checkpoints.rounds() == [1]
+    assert checkpoints.rounds() == (1,)
     checkpoints.drop_after(0)
-    assert checkpoints.rounds() == [] and list(tmp_path.iterdir()) == []
+    assert checkpoints.rounds() == () and list(tmp_path.iterdir()) == []
 
 
 def test_the_secret_and_the_weights_are_readable_by_the_owner_only(tmp_path: Path) -> None:
@@ -128,10 +127,10 @@ def test_a_full_disk_is_a_resource_error_with_path_and_reason_and_spoils_nothing
             checkpoints.save(position_of(3), tensors_of(3))
     assert str(caught.value) == f"{tmp_path / 'round-000003'}: can't be stored: {reason}"
     again = stored(tmp_path)
-    assert again.rounds() == [1, 2]
+    assert again.rounds() == (1, 2)
     again.load(2)
     again.save(position_of(3), tensors_of(3))
-    assert again.rounds() == [2, 3]
+    assert again.rounds() == (2, 3)
 
 
 @pytest.mark.parametrize("name", ["unlink", "rmdir"])
@@ -175,20 +174,43 @@ def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "round-12").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     checkpoints = stored(tmp_path, 1, 2, 3)
-    assert checkpoints.rounds() == [2, 3]
+    assert checkpoints.rounds() == (2, 3)
     assert (tmp_path / "lost+found").exists() and (tmp_path / "notes.txt").exists()
 
 
-def test_everybody_resumes_from_the_oldest_of_the_newest_rounds() -> None:
-    assert common_round({"berlin": 4, "lyon": 4}) == 4
-    assert common_round({"berlin": 4, "lyon": 5, "porto": 5}) == 4
-    assert common_round({"berlin": 0, "lyon": 1}) == 0
-    assert common_round({"berlin": 0}) == 0
+def test_what_a_node_knows_of_views_and_commits_is_kept_and_only_ever_rises(tmp_path: Path) -> None:
+    checkpoints = stored(tmp_path, 1)
+    assert checkpoints.membership == Membership(0, 0)
+    checkpoints.remember(view=7)
+    checkpoints.remember(committed=1)
+    checkpoints.remember(view=3)
+    assert Checkpoints(tmp_path, 2).membership == Membership(7, 1)
 
 
-def test_a_participant_too_far_behind_is_an_error_naming_it_and_never_a_silent_return() -> None:
-    with pytest.raises(ConfigError, match=r"stored round 5, but lyon \(round 0\), porto \(round 3\) is"):
-        common_round({"berlin": 5, "lyon": 0, "porto": 3, "riga": 4})
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"view": 1}x', '{"rounds": 1}', '{"view": "a"}', '{"view": -1}']
+)
+def test_a_damaged_memory_of_views_is_refused_naming_the_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "membership.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"membership\.json: can't be used"):
+        Checkpoints(tmp_path, 2)
+
+
+def test_a_half_written_memory_of_views_leaves_the_old_one(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, 2).remember(view=2)
+    (tmp_path / "membership.json.tmp").write_text('{"vi')
+    assert Checkpoints(tmp_path, 2).membership == Membership(2, 0)
+    assert not (tmp_path / "membership.json.tmp").exists()
+
+
+def test_the_committed_round_stays_however_many_are_stored_after_it(tmp_path: Path) -> None:
+    checkpoints = stored(tmp_path, 1, 2)
+    checkpoints.remember(committed=2)
+    for number in (3, 4, 5, 6):
+        checkpoints.save(position_of(number), tensors_of(number))
+    assert checkpoints.rounds() == (2, 5, 6)
+    checkpoints.remember(committed=6)
+    assert checkpoints.rounds() == (5, 6)
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:

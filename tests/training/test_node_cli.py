@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.exchange.rigs import changed, free_port
+from tests.exchange.rigs import changed, coordinating, free_port
 from tests.training.runs import node_log, start_process
 from tests.training.small import architecture, outcomes, small_configs
 
@@ -153,19 +153,20 @@ def step_of(config: NodeConfig) -> int:
 @contextmanager
 def training(configs: list[NodeConfig]) -> Iterator[list[Process]]:
     """The nodes as processes that have taken a few steps; none is left behind."""
-    processes = [start_process(config) for config in configs]
-    try:
-        deadline = time.monotonic() + START
-        for config, process in zip(configs, processes, strict=True):
-            while step_of(config) < 3:
-                assert process.poll() is None, node_log(config)
-                assert time.monotonic() < deadline, node_log(config)
-                time.sleep(0.1)  # between two looks; the deadline is above
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait(10)
+    with coordinating(configs):
+        processes = [start_process(config) for config in configs]
+        try:
+            deadline = time.monotonic() + START
+            for config, process in zip(configs, processes, strict=True):
+                while step_of(config) < 3:
+                    assert process.poll() is None, node_log(config)
+                    assert time.monotonic() < deadline, node_log(config)
+                    time.sleep(0.1)  # between two looks; the deadline is above
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait(10)
 
 
 def test_a_killed_peer_ends_the_others_with_75_naming_it_within_its_deadline(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import pcmoe_node.__main__ as entry
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import DivergedError
-from pcmoe_node.exchange.base import Kind, Message, Transport
+from pcmoe_node.exchange.base import Kind, Message
 from pcmoe_node.exchange.layout import REPLIES, REQUESTS, sections
 from pcmoe_node.participant import assemble
 from pcmoe_node.step import Participant, evaluate
@@ -174,8 +174,8 @@ def test_a_host_whose_experts_overflow_skips_the_step_and_is_not_taken_for_a_lia
 def with_nodes(monkeypatch: pytest.MonkeyPatch, change: Inject) -> None:
     """Let `change` spoil berlin's node in whole runs."""
 
-    def assembled(config: NodeConfig, transport: Transport, secret: bytes) -> Participant:
-        node = assemble(config, transport, secret)
+    def assembled(config: NodeConfig, secret: bytes) -> Participant:
+        node = assemble(config, secret)
         if config.participant == "berlin":
             change(node)
         return node

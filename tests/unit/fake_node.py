@@ -1,8 +1,13 @@
-"""A stand-in for a node: reads its configuration, serves `/status`, writes rounds, ends as it is told.
+"""A stand-in for a node, or for the coordinator: reads its configuration, serves `/status`, ends as it is told.
 
-`behaviour.json`, all optional: `code` (exit code after the rounds), `rounds` (how many before it),
-`words` (logged last), `forever` (then wait until told to stop), `deaf` (ignore SIGTERM), `by_signal` (die
-by this signal), `after_peer_fails` (wait until that participant's folder holds a file named `failed`).
+`behaviour.json`, all optional: `code` (exit code after the rounds), `rounds` (how many before it), `words` (logged
+last), `forever` (then wait until told to stop), `deaf` (ignore SIGTERM), `by_signal` (die by this signal),
+`after_peer_fails` (wait until that participant's folder holds a file named `failed`), `after` (wait for a file),
+`while_peer_fails` (then be in phase WAITING as long as that file is there), `lives` (all of that holds in so many
+first lives, later ones go well), `round_per_life` (each life gets one round further than the one before),
+`stops_in_seconds` (so long it takes to heed SIGTERM). Nodes wait for the coordinator, where the run has one.
+It counts its lives in a file named `lives`. The coordinator serves until it is told to stop; one that is told
+nothing else leaves a file named `well`.
 """
 
 import json
@@ -13,7 +18,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 DEADLINE_SECONDS = 60.0
 
@@ -70,31 +75,85 @@ def round_record(number: int, peers: list[str]) -> dict[str, Any]:
     }
 
 
-def wait_until(path: Path) -> None:
-    """Return when the file exists; a missing one ends the stand-in after a deadline."""
+def wait_until(path: Path, *, there: bool = True) -> None:
+    """Return when the file exists, or no longer does; ends the stand-in after a deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while not path.exists():
+    while path.exists() != there:
         if time.monotonic() > deadline:
             sys.exit(99)
         time.sleep(0.02)
+
+
+def behaviour_of(folder: Path, life: int) -> dict[str, Any]:
+    """How to behave in this life."""
+    path = folder / "behaviour.json"
+    given: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return given if life <= given.get("lives", life) else {}
+
+
+def begin_life(folder: Path) -> int:
+    """Count this life, and leave what tests look for."""
+    path = folder / "lives"
+    life = 1 + (int(path.read_text()) if path.exists() else 0)
+    path.write_text(str(life))
+    (folder / "pid").write_text(str(os.getpid()))
+    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    return life
+
+
+def end(folder: Path, behaviour: dict[str, Any]) -> NoReturn:
+    """End as told."""
+    if "words" in behaviour:
+        print(behaviour["words"], file=sys.stderr, flush=True)  # noqa: T201
+    if behaviour.get("code") or "by_signal" in behaviour:
+        (folder / "failed").touch()
+    if "by_signal" in behaviour:
+        os.kill(os.getpid(), behaviour["by_signal"])
+    os._exit(behaviour.get("code", 0))
+
+
+def stop(folder: Path, behaviour: dict[str, Any]) -> NoReturn:
+    """End because of SIGTERM."""
+    (folder / "told_to_stop_at").write_text(str(time.monotonic()))
+    time.sleep(behaviour.get("stops_in_seconds", 0))
+    os._exit(143)
+
+
+def coordinate(folder: Path, config: dict[str, Any], behaviour: dict[str, Any]) -> NoReturn:
+    """Serve a status until told to stop, or to end."""
+    members = [{"name": p["name"], "connected": True, "phase": "TRAINING"} for p in config["participants"]]
+    status = {"state": "RUNNING", "view": 1, "round": 0, "reason": "", "members": members, "error": None}
+    serve(config["status_listen"], status)
+    (folder / "ready").touch()
+    if not behaviour:
+        (folder / "well").touch()
+    if "after" in behaviour:
+        wait_until(folder.parent / behaviour["after"])
+    if not {"code", "by_signal"} & set(behaviour):
+        wait_until(folder / "never")
+    end(folder, behaviour)
 
 
 def main(config_file: Path) -> None:
     """Behave."""
     config = json.loads(config_file.read_text())
     folder = config_file.parent
-    behaviour = (
-        json.loads((folder / "behaviour.json").read_text()) if (folder / "behaviour.json").exists() else {}
+    life = begin_life(folder)
+    behaviour = behaviour_of(folder, life)
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN if behaviour.get("deaf") else lambda *_: stop(folder, behaviour)
     )
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour.get("deaf") else lambda *_: os._exit(143))
-    (folder / "pid").write_text(str(os.getpid()))
-    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    if "participant" not in config:
+        coordinate(folder, config, behaviour)
+    if (folder.parent / "coordinator").exists():
+        wait_until(folder.parent / "coordinator" / "ready")
     me = config["participant"]
     peers = [p["name"] for p in config["participants"] if p["name"] != me]
     rounds = behaviour.get("rounds", config["training"]["rounds"])
     status = {
         "participant": me,
         "phase": "TRAINING",
+        "view": 1,
         "round": 0,
         "rounds": config["training"]["rounds"],
         "step": 0,
@@ -112,23 +171,27 @@ def main(config_file: Path) -> None:
     log = Path(config["log_directory"])
     log.mkdir(parents=True, exist_ok=True)
     with (log / "rounds.jsonl").open("a") as file:
-        for number in range(rounds + 1):
+        for number in range((life if behaviour.get("round_per_life") else rounds) + 1):
             record = round_record(number, peers)
             status |= {"round": number, "step": record["step"], "trainLoss": record["trainLoss"]}
             file.write(json.dumps(record) + "\n")
             file.flush()
+    (folder / "failed").unlink(missing_ok=True)
     (folder / "ready").touch()
+    if "after" in behaviour:
+        wait_until(folder.parent / behaviour["after"])
     if "after_peer_fails" in behaviour:
         wait_until(folder.parent / behaviour["after_peer_fails"] / "failed")
+    if "while_peer_fails" in behaviour:
+        flag = folder.parent / behaviour["while_peer_fails"] / "failed"
+        wait_until(flag)
+        status["phase"] = "WAITING"
+        wait_until(flag, there=False)
+        status["phase"] = "TRAINING"
+        time.sleep(1.2)  # so that somebody who asks twice a second sees it
     if behaviour.get("forever"):
         wait_until(folder / "never")
-    if "words" in behaviour:
-        print(behaviour["words"], file=sys.stderr, flush=True)  # noqa: T201
-    if behaviour.get("code") or "by_signal" in behaviour:
-        (folder / "failed").touch()
-    if "by_signal" in behaviour:
-        os.kill(os.getpid(), behaviour["by_signal"])
-    os._exit(behaviour.get("code", 0))
+    end(folder, behaviour)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
 from tests.builders import manifest
+
+from pcmoe_node.config import CoordinatorConfig, NodeConfig
 
 NAMES = ("berlin", "lyon")
 FAKE_NODE = str(Path(__file__).with_name("fake_node.py"))
 PROGRAM = f"""
 import sys
 from pcmoe_operator.local import prepare
-prepare.NODE_COMMAND = (sys.executable, {FAKE_NODE!r})
+prepare.NODE_COMMAND = prepare.COORDINATOR_COMMAND = (sys.executable, {FAKE_NODE!r})
+from pcmoe_operator.local import restarts
+restarts.BACK_OFF_SECONDS = (0.05, 0.05, 0.05)
 from pcmoe_operator.cli import main
 main()
 """
@@ -80,7 +85,8 @@ def test_a_run_ends_with_0_and_says_where_logs_and_report_are(given: Path) -> No
 def test_keys_and_folders_of_a_run_are_for_their_owner_alone(given: Path) -> None:
     run = finished(given)
     assert run.stat().st_mode & 0o077 == 0
-    for name in NAMES:
+    for name in (*NAMES, "coordinator"):
+        assert (run / name).stat().st_mode & 0o077 == 0
         assert (run / name / "certificates" / "tls.key").stat().st_mode & 0o077 == 0
         assert (run / name / "config.json").stat().st_mode & 0o077 == 0
 
@@ -92,6 +98,52 @@ def test_each_participant_has_its_own_ca_and_knows_that_of_the_others(given: Pat
     assert len(set(bundles)) == 2
     assert bundles == [(run / name / "certificates" / "ca.crt").read_text() for name in NAMES]
     assert configs["lyon"]["participants"] == configs["berlin"]["participants"]
+
+
+def leaf_of(run: Path, name: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((run / name / "certificates" / "tls.crt").read_bytes())
+
+
+def test_the_coordinator_has_a_folder_with_a_certificate_that_its_hosts_ca_signed(given: Path) -> None:
+    write(given, **{"agreement.coordinator": "lyon"})
+    run = finished(given)
+    told = CoordinatorConfig.load(run / "coordinator" / "config.json")
+    authority = (run / "lyon" / "certificates" / "ca.crt").read_text()
+    assert told.coordinator.ca_bundle == authority
+    leaf_of(run, "coordinator").verify_directly_issued_by(x509.load_pem_x509_certificate(authority.encode()))
+    assert not list((run / "coordinator").rglob("ca.key"))
+    record = json.loads((run / "run.json").read_text())
+    assert record["coordinator"]["endpoint"] == told.identity.listen == told.coordinator.endpoint
+    assert record["coordinator"]["status"] == f"http://{told.status_listen}"
+    node = NodeConfig.load(run / "berlin" / "config.json")
+    assert node.coordinator == told.coordinator
+    assert node.termination_message is None
+    assert (run / "coordinator" / "coordinator.log").exists()
+
+
+def test_the_coordinator_is_no_participant_of_the_report(given: Path) -> None:
+    figures = json.loads((finished(given) / "report.json").read_text())
+    assert set(figures["loss"]) == set(NAMES)
+
+
+def test_a_resumed_run_gives_its_coordinator_a_new_certificate_and_new_ports(given: Path) -> None:
+    run = finished(given)
+    before, leaf = json.loads((run / "run.json").read_text())["coordinator"], leaf_of(run, "coordinator")
+    write(given, **{"agreement.coordinator": "lyon"})
+    assert pcmoe("run", given, "--resume", run).returncode == 0
+    after, renewed = json.loads((run / "run.json").read_text())["coordinator"], leaf_of(run, "coordinator")
+    assert not set(before.values()) & set(after.values())
+    assert (leaf.issuer, renewed.issuer) == (leaf_of(run, "berlin").issuer, leaf_of(run, "lyon").issuer)
+
+
+def test_a_node_that_was_killed_is_started_again_and_the_run_ends_with_0(given: Path) -> None:
+    run = finished(given)
+    (run / "lyon" / "lives").unlink()
+    behave(run, "lyon", by_signal=int(signal.SIGKILL), lives=2)
+    done = pcmoe("run", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "lyon: died by SIGKILL; started again in 0.05 s (2 of 3)" in done.stdout
+    assert f"Report: {run}/report.html" in done.stdout
 
 
 def test_resuming_keeps_folders_and_takes_new_ports(given: Path) -> None:

@@ -117,6 +117,8 @@ def test_plan_as_a_table_names_everybody_and_what_bounds_the_run(good: Path) -> 
         "One process that holds the whole model",
         "bound by latency",
         "2 of 3",
+        "disk at most",
+        "at most 4 checkpoints of each: 2 to keep",
     ):
         assert said in output
 

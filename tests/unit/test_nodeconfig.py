@@ -1,4 +1,4 @@
-"""What each node is told: everything agreed on, and its own places."""
+"""What each node and the coordinator is told: everything agreed on, and its own places."""
 
 import json
 from pathlib import Path
@@ -7,28 +7,35 @@ from typing import Any
 import pytest
 from tests.builders import architecture, consortium
 
-from pcmoe_node.config import NodeConfig
+from pcmoe_node.config import CoordinatorConfig, NodeConfig
 from pcmoe_operator.agreement import canonical, digest
-from pcmoe_operator.nodeconfig import Places, identity_of, node_config
+from pcmoe_operator.nodeconfig import NodePlaces, Places, coordinator_config, identity_of, node_config
 from pcmoe_operator.plan import make_plan
 from pcmoe_operator.schema import Consortium
 
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
-def places(**changes: Any) -> Places:
-    return Places(
-        **{
-            "listen": "127.0.0.1:8443",
-            "status_listen": "127.0.0.1:0",
-            "certificates": Path("certificates"),
-            "dataset": Path("volumes/dataset"),
-            "model": Path("volumes/model"),
-            "checkpoint": Path("checkpoint"),
-            "log": Path("log"),
-            **changes,
-        }
-    )
+SHARED: dict[str, Any] = {
+    "listen": "127.0.0.1:8443",
+    "status_listen": "127.0.0.1:0",
+    "coordinator": "127.0.0.1:8444",
+    "certificates": Path("certificates"),
+    "log": Path("log"),
+}
+VOLUMES: dict[str, Any] = {
+    "dataset": Path("volumes/dataset"),
+    "model": Path("volumes/model"),
+    "checkpoint": Path("checkpoint"),
+}
+
+
+def places(**changes: Any) -> NodePlaces:
+    return NodePlaces(**(SHARED | VOLUMES | changes))
+
+
+def coordinating(consortium: Consortium, **changes: Any) -> CoordinatorConfig:
+    return coordinator_config(consortium, make_plan(consortium), Places(**(SHARED | changes)))
 
 
 def made(consortium: Consortium, participant: str = "berlin", **changes: Any) -> NodeConfig:
@@ -41,6 +48,9 @@ def test_a_configuration_survives_the_way_through_a_file(tmp_path: Path) -> None
         path = tmp_path / "config.json"
         path.write_text(config.model_dump_json(indent=2))
         assert NodeConfig.load(path) == config
+        told = coordinating(consortium(count))
+        path.write_text(told.model_dump_json(indent=2))
+        assert CoordinatorConfig.load(path) == told
 
 
 def test_every_field_that_is_agreed_on_arrives() -> None:
@@ -68,7 +78,12 @@ def test_every_field_that_is_agreed_on_arrives() -> None:
         },
     }
     transport = {"wireDtype": "bfloat16", "connections": 3, "maxAbs": "500"}
-    policy = {"peerTimeoutSeconds": 4, "progressTimeoutSeconds": 5, "rejoinTimeoutSeconds": 6}
+    policy = {
+        "onPeerLoss": "Fail",
+        "peerTimeoutSeconds": 4,
+        "progressTimeoutSeconds": 5,
+        "rejoinTimeoutSeconds": 6,
+    }
     agreed = {
         "agreement.training": training,
         "agreement.transport": transport,
@@ -105,6 +120,7 @@ def test_every_field_that_is_agreed_on_arrives() -> None:
         "peer_timeout_seconds": 4,
         "progress_timeout_seconds": 5,
         "rejoin_timeout_seconds": 6,
+        "on_peer_loss": "Fail",
         "max_abs": 500.0,
     }
     assert (config["checkpoint_keep"], config["model"]["seed"], config["threads"]) == (5, 11, 1)
@@ -188,3 +204,44 @@ def test_the_placement_is_the_plans() -> None:
     assert [(layer.layer, layer.hosts) for layer in config.placement] == [
         (layer.layer, layer.hosts) for layer in make_plan(whole).placement
     ]
+
+
+def test_whoever_is_lost_is_waited_for_unless_the_agreement_says_otherwise() -> None:
+    assert made(consortium(2)).transport.on_peer_loss == "Wait"
+
+
+def test_everybody_is_told_the_same_of_the_coordinator_and_its_hosts_ca_signs_for_it() -> None:
+    whole = consortium(3, {"agreement.coordinator": "lyon"})
+    bundles = {"berlin": "pem of berlin", "lyon": "pem of lyon"}
+    told = coordinating(whole, ca_bundles=bundles)
+    assert told.coordinator.model_dump() == {
+        "name": "coordinator",
+        "identity": "coordinator.hospitals-2026.pcmoe.internal",
+        "endpoint": "127.0.0.1:8444",
+        "ca_bundle": "pem of lyon",
+    }
+    for name in whole.names:
+        assert made(whole, name, ca_bundles=bundles).coordinator == told.coordinator
+    roster = [{"name": "lyon", "caBundle": PEM}]
+    assert (
+        coordinating(consortium(2, {"agreement.coordinator": "lyon", "roster": roster})).coordinator.ca_bundle
+        == PEM
+    )
+
+
+def test_the_coordinator_holds_the_same_agreement_as_the_nodes() -> None:
+    whole = consortium(3, {"agreement.failurePolicy.peerTimeoutSeconds": 4})
+    told, node = coordinating(whole), made(whole)
+    assert told.identity == node.identity
+    assert told.participants == node.participants
+    assert told.peer_timeout_seconds == 4
+    assert (told.log_directory, told.status_listen) == ("log", "127.0.0.1:0")
+
+
+def test_a_node_leaves_its_last_status_where_it_is_told_to_or_nowhere() -> None:
+    whole = consortium(2)
+    assert made(whole).termination_message is None
+    assert (
+        made(whole, termination_message=Path("/dev/termination-log")).termination_message
+        == "/dev/termination-log"
+    )

@@ -243,6 +243,13 @@ def test_bfloat16_keeps_float32_masters() -> None:
     assert memory.masters == memory.gradients == 2 * (memory.backbone + memory.experts)
 
 
+def test_the_disk_holds_the_rounds_to_keep_the_last_committed_one_and_the_one_being_written() -> None:
+    made = consortium(2, {"agreement.checkpoint.keep": 5})
+    plan = make_plan(made).participants[0]
+    assert plan.disk == (5 + 1 + 1) * plan.checkpoint
+    assert plan.checkpoint == plan.memory.moments + plan.memory.gradients  # as many bytes as these: 8 + 4
+
+
 def test_gradient_checkpointing_saves_activations_and_changes_nothing_agreed() -> None:
     plain = make_plan(consortium(2))
     spared = make_plan(consortium(2, {"local": [{"name": "berlin", "gradientCheckpointing": True}]}))

@@ -19,9 +19,10 @@ class Kind(IntEnum):
     Handshake:      HELLO, WELCOME, REFUSED, DIFFERS (carries the canonical agreement to a verified peer)
     Owner to host:  FORWARD (hidden states), BACKWARD (gradients), EVALUATE (hidden states, leaves no state)
     Host to owner:  FORWARD_REPLY, BACKWARD_REPLY, EVALUATE_REPLY
-    Start:          HELD (the newest round this participant has stored)
-    Step:           STEP_END (an owner is done), VOTE (a host's gradient norm), DONE (an owner needs nobody more)
-    Liveness:       BEAT, WAITING (what a host waits for), ABORT (the sender ends, and why)
+    Step:           STEP_END (an owner is done), VOTE (a host's gradient norm)
+    End:            DONE (the sender knows that the last round is committed, and needs nobody more)
+    Carrier:        BEAT (alive, how far, and whom it waits for), ACK (taken in full so far), ABORT (the sender ends)
+    Coordinator:    REPORT (where a node stands), NOTICE (the view that stands, what is committed)
     """
 
     HELLO = 1
@@ -37,10 +38,18 @@ class Kind(IntEnum):
     STEP_END = 32
     VOTE = 33
     DONE = 34
-    HELD = 35
     BEAT = 48
-    WAITING = 49
+    ACK = 49
     ABORT = 50
+    REPORT = 64
+    NOTICE = 65
+
+
+UNNUMBERED = (Kind.BEAT, Kind.ACK, Kind.ABORT, Kind.REPORT, Kind.NOTICE)
+"""Kinds of which only the latest counts: neither numbered nor sent again after a cut."""
+
+DROPPED_AFTER_GOODBYE = (Kind.DONE, *UNNUMBERED)
+"""What may be sent to a peer that has left, and is dropped; anything else means that it left too early."""
 
 
 class WireDtype(IntEnum):
@@ -58,11 +67,9 @@ class WireDtype(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What stands before every payload; 64 bytes on the wire (`wire.py`)."""
+    """What stands before every payload (`wire.py` has its bytes)."""
 
     kind: Kind
-    view: int = 0
-    """Number of the list of participants that are in; 0 until views exist."""
     step: int = 0
     """Global step; for EVALUATE the version, that is, the number of steps decided so far."""
     micro_batch: int = 0
@@ -138,10 +145,15 @@ class Pulse:
     """Time since the counter was last seen to rise."""
     left: bool
     """The peer has said goodbye."""
+    waiting: frozenset[int] = frozenset()
+    """Participants that the peer waits for."""
 
 
 class Transport(Protocol):
-    """Carries messages. `receive` has one caller; everything else may be called from any thread."""
+    """Carries messages between the members of one view, each once and in order per pair and lane.
+
+    `receive` has one caller; everything else may be called from any thread.
+    """
 
     def open(self, timeout: float) -> None:
         """Be connected to every peer, both ways welcomed, within `timeout` seconds, or raise a `NodeError`."""
@@ -150,19 +162,29 @@ class Transport(Protocol):
         """A buffer of at least `size` bytes from the pool, content undefined; never blocks."""
 
     def send(self, peer: int, message: Message) -> None:
-        """Queue a message and return at once; the transport releases its payload when it is written."""
+        """Queue a message and return at once; the transport releases its payload when the peer has it."""
 
     def receive(self, timeout: float) -> Arrival | None:
         """The next arrival, or None after `timeout` seconds. The caller releases its payload."""
 
+    def interrupt(self, error: NodeError | None) -> None:
+        """End a `receive` now: with this failure, or, without one, with an arrival that says nothing."""
+
     def progress(self, phase: str) -> None:
         """Something moved: raises the counter that the beats carry, with the phase it moved in."""
+
+    def waiting(self, participants: frozenset[int]) -> None:
+        """Whom this node waits for, nobody while it works: the beats say so."""
 
     def pulses(self) -> dict[int, Pulse]:
         """The last beat of every peer: its progress counter, its phase, and for how long it has not moved."""
 
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""
+
+    @property
+    def reconnected(self) -> int:
+        """Connections that took the place of one that broke or whose certificate was renewed."""
 
     def abort(self, error: NodeError) -> None:
         """Tell every peer that this node ends, with its exit code and reason, then close (at most 2 s)."""

@@ -6,25 +6,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pcmoe_node.errors import NodeError
-from pcmoe_node.exchange.base import Arrival, Header, Kind, Message, Traffic
+from pcmoe_node.exchange.base import UNNUMBERED, Arrival, Header, Kind, Message, Traffic
 from pcmoe_node.exchange.wire import HEADER_SIZE
-
-_OWN_KINDS = (Kind.BEAT, Kind.ABORT)
 
 
 class Inbox:
-    """Arrivals in order. Any thread delivers, one receives. Only the first failure is ever delivered."""
+    """Arrivals in order. Any thread delivers, one receives. Of each peer only the first failure is delivered."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._failure: NodeError | None = None
+        self._failures: dict[int, NodeError] = {}
         self._closed = False
 
     @property
     def failure(self) -> NodeError | None:
-        """The failure that was delivered."""
-        return self._failure
+        """The failure that was delivered first."""
+        return next(iter(self._failures.values()), None)
 
     def deliver(self, peer: int, message: Message) -> None:
         """Queue a message; after `close` its payload is released instead."""
@@ -35,13 +33,21 @@ class Inbox:
         self._queue.put(Arrival(peer, message))
 
     def fail(self, peer: int, failure: NodeError) -> bool:
-        """Queue the end of a peer. False when another failure came first or the inbox is closed."""
+        """Queue the end of a peer. False when one of it came before, or the inbox is closed.
+
+        Later failures of others count too: a receiver may let the first one pass, because it needs that peer no more.
+        """
         with self._lock:
-            if self._failure is not None or self._closed:
+            if peer in self._failures or self._closed:
                 return False
-            self._failure = failure
+            self._failures[peer] = failure
         self._queue.put(Arrival(peer, failure=failure))
         return True
+
+    def nudge(self, peer: int) -> None:
+        """Queue an arrival that says nothing, so that whoever waits looks around."""
+        if not self._closed:
+            self._queue.put(Arrival(peer))
 
     def receive(self, timeout: float) -> Arrival | None:
         """The next arrival, or None after `timeout` seconds."""
@@ -63,7 +69,7 @@ class Inbox:
 class Counters:
     """Traffic per peer, as handed over for sending and as delivered: frames with padding, without TLS.
 
-    The transport's own BEAT and ABORT aren't counted, so that equal runs count equal bytes.
+    The carrier's own kinds aren't counted, nor what is sent again after a cut, so that equal runs count equal bytes.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
@@ -72,7 +78,7 @@ class Counters:
 
     def sent(self, peer: int, header: Header) -> None:
         """A message was queued for `peer`."""
-        if header.kind in _OWN_KINDS:
+        if header.kind in UNNUMBERED:
             return
         with self._lock:
             traffic = self._traffic[peer]
@@ -83,7 +89,7 @@ class Counters:
 
     def received(self, peer: int, header: Header) -> None:
         """A message of `peer` is complete."""
-        if header.kind in _OWN_KINDS:
+        if header.kind in UNNUMBERED:
             return
         with self._lock:
             traffic = self._traffic[peer]
@@ -122,5 +128,6 @@ def relayed(
 ) -> NodeError:
     """The failure that an ABORT means here: of the class it began with, root cause first."""
     if origin == sender or origin >= len(names):
-        return kind(f"{names[sender]} ended the run: {reason}")
-    return kind(f"{names[origin]} ended the run: {reason} (reported by {names[sender]})")
+        return kind(f"{names[sender]} ended the run: {reason}", origin=sender, reason=reason)
+    text = f"{names[origin]} ended the run: {reason} (reported by {names[sender]})"
+    return kind(text, origin=origin, reason=reason)

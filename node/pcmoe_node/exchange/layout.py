@@ -6,7 +6,6 @@
     BACKWARD_REPLY                   dx [rows, H] | dweights [slots] f32
     STEP_END                         tokens u64, ok u8
     VOTE                             squared norm f64, finite u8
-    HELD                             newest stored round u64; 0 = none
 
 `experts` are the host's own numbers within the layer, ascending with the model's. Slots are sorted by row.
 """
@@ -20,7 +19,6 @@ ALIGNMENT = 16
 BUCKETS = 16
 STEP_END = struct.Struct("<QB")
 VOTE = struct.Struct("<dB")
-HELD = struct.Struct("<Q")
 
 REQUESTS = (Kind.FORWARD, Kind.BACKWARD, Kind.EVALUATE)
 REPLY_TO = {

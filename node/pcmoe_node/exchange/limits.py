@@ -17,9 +17,8 @@ CONTROL_LENGTHS: Mapping[Kind, int] = {
     Kind.STEP_END: layout.STEP_END.size,
     Kind.VOTE: layout.VOTE.size,
     Kind.DONE: 0,
-    Kind.HELD: layout.HELD.size,
     Kind.BEAT: wire.BEAT.size,
-    Kind.WAITING: wire.WAITING.size,
+    Kind.ACK: 0,
     Kind.ABORT: wire.ABORT.size,
 }
 """Payload bytes of every control message."""
@@ -96,8 +95,7 @@ class Limits:
         elif header.kind in CONTROL_LENGTHS:
             self._check_control(peer, header)
         else:
-            self._fault(peer, header, "kind", header.kind.name, "belongs to the handshake")
-        self._require(peer, header, "view", header.view, 0, 0)
+            self._fault(peer, header, "kind", header.kind.name, "has no place between participants")
 
     def _check_control(self, peer: int, header: Header) -> None:
         for name in ("rows", "slots", "layer", "micro_batch", "pad_length"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import NodeError, PeerLostError, ProtocolError
-from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Pulse, Traffic
+from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Arrival, Buffer, Message, Pulse, Traffic
 from pcmoe_node.exchange.buffers import BufferPool
 from pcmoe_node.exchange.inbox import Counters, Inbox, relayed, seal
 from pcmoe_node.exchange.limits import Limits
@@ -18,9 +18,6 @@ from pcmoe_node.exchange.wire import TEXT_LIMIT, printable
 
 Hook = Callable[[int, int, Message, Callable[[], None]], None]
 """(sender, receiver, message, deliver): called for every message; may call `deliver` later, in any order."""
-
-DROPPED_AFTER_GOODBYE = (Kind.DONE, Kind.BEAT, Kind.WAITING, Kind.ABORT)
-"""What may be sent to a peer that has left, and is dropped; anything else means that it left too early."""
 
 
 class LocalNetwork:
@@ -57,8 +54,8 @@ class LocalTransport:
         self._counters = Counters(i for i in range(len(network.names)) if i != index)
         self._lock = threading.Lock()
         self._closed = False
-        self._relayed: tuple[NodeError, int, str] | None = None
         self._pulse = (0, "", time.monotonic())
+        self._waiting: frozenset[int] = frozenset()
 
     def open(self, timeout: float) -> None:
         """Nothing to wait for: everybody is here."""
@@ -97,9 +94,7 @@ class LocalTransport:
     def end(self, peer: int, error: NodeError, origin: int, reason: str) -> None:
         """`peer` ends the run; it began at `origin` for `reason`."""
         reason = printable(reason, TEXT_LIMIT)
-        failure = relayed(type(error), self._network.names, peer, origin, reason)
-        if self._inbox.fail(peer, failure):
-            self._relayed = (failure, origin, reason)
+        self._inbox.fail(peer, relayed(type(error), self._network.names, peer, origin, reason))
 
     def lose(self, peer: int, how: str) -> None:
         """`peer` went away without a goodbye."""
@@ -108,6 +103,17 @@ class LocalTransport:
     def receive(self, timeout: float) -> Arrival | None:
         """The next arrival, or None after `timeout` seconds."""
         return self._inbox.receive(timeout)
+
+    def interrupt(self, error: NodeError | None) -> None:
+        """End a `receive` now."""
+        if error is None:
+            self._inbox.nudge(self.index)
+        else:
+            self._inbox.fail(self.index, error)
+
+    def waiting(self, participants: frozenset[int]) -> None:
+        """Whom this participant waits for."""
+        self._waiting = participants
 
     def progress(self, phase: str) -> None:
         """Something moved."""
@@ -122,20 +128,25 @@ class LocalTransport:
     def pulse(self, now: float) -> Pulse:
         """This participant's own progress."""
         counter, phase, since = self._pulse
-        return Pulse(counter=counter, phase=phase, still_seconds=now - since, left=self._closed)
+        return Pulse(
+            counter=counter, phase=phase, still_seconds=now - since, left=self._closed, waiting=self._waiting
+        )
 
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters."""
         return self._counters.copy()
 
+    @property
+    def reconnected(self) -> int:
+        """Nothing ever breaks here."""
+        return 0
+
     def abort(self, error: NodeError) -> None:
         """Tell everybody that this participant ends, then close."""
-        origin, reason = self.index, str(error)
-        if self._relayed is not None and error is self._relayed[0]:
-            _, origin, reason = self._relayed
+        origin = self.index if error.origin is None else error.origin
         if not self._closed:
             for other in self._network.others(self.index):
-                other.end(self.index, error, origin, reason)
+                other.end(self.index, error, origin, error.reason)
         self.close()
 
     def die(self) -> None:

@@ -1,18 +1,19 @@
 """Bytes of headers, of the handshake and of control payloads. Whatever is not exactly as expected is refused.
 
-A frame is a header of 64 bytes, little endian, and then `payload_length + pad_length` bytes:
+A frame is a header of 72 bytes, little endian, and then `payload_length + pad_length` bytes:
 
     version u8 | kind u8 | dtype u8 | flags u8 | view u32 | step u64 | micro-batch u32 | layer u32 |
-    request u64 | rows u32 | slots u32 | payload length u64 | pad length u64 | reserved u64
+    request u64 | rows u32 | slots u32 | payload length u64 | pad length u64 | sequence u64 | acknowledged u64
 
-Flags and reserved bytes are 0. The handshake's payloads are JSON; the transport's own control payloads are
-fixed structures (those of a step are in `layout.py`).
+Flags are 0. View, sequence and acknowledged are the carrier's own (`Stamp`), the rest is the message's. The
+handshake's payloads are JSON; the transport's own control payloads are fixed structures (those of a step are in
+`layout.py`).
 """
 
 import json
 import struct
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pcmoe_node.errors import (
     ConfigError,
@@ -27,7 +28,7 @@ from pcmoe_node.errors import (
 from pcmoe_node.exchange.base import Header, Kind, WireDtype
 
 VERSION = 1
-HEADER = struct.Struct("<BBBBIQIIQIIQQQ")
+HEADER = struct.Struct("<BBBBIQIIQIIQQQQ")
 HEADER_SIZE = HEADER.size
 HELLO_LIMIT = 64 * 1024
 """Bytes of a HELLO, WELCOME or REFUSED payload."""
@@ -37,10 +38,8 @@ DIFFERS_LIMIT = 2 * AGREEMENT_LIMIT + 4096
 """Bytes of a DIFFERS payload: quotes and backslashes of the agreement are escaped once more."""
 TEXT_LIMIT = 500
 
-BEAT = struct.Struct("<Q32s")
-"""Progress counter, phase (ASCII, zero-filled)."""
-WAITING = struct.Struct("<I")
-"""Participant that is waited for; the header's step says in which step."""
+BEAT = struct.Struct("<Q32sQ")
+"""Progress counter, phase (ASCII, zero-filled), and who is waited for: bit i is participant i."""
 ABORT = struct.Struct("<HHH500s")
 """Exit code, participant where it began, bytes of the reason, reason (UTF-8, zero-filled)."""
 
@@ -61,14 +60,25 @@ _ERRORS: dict[int, type[NodeError]] = {
 }
 
 
-def encode_header(header: Header) -> bytes:
-    """The 64 bytes of a header."""
+class Stamp(NamedTuple):
+    """What the carrier adds to a header."""
+
+    view: int = 0
+    """Number of the view that the connection belongs to; 0 in a handshake and at the coordinator's."""
+    sequence: int = 0
+    """Number of the message on its link, from 1; 0: not counted, and not sent again after a cut."""
+    acknowledged: int = 0
+    """Messages taken in full on this link so far."""
+
+
+def encode_header(header: Header, stamp: Stamp = Stamp()) -> bytes:  # noqa: B008
+    """The bytes of a header."""
     return HEADER.pack(
         VERSION,
         header.kind,
         header.dtype,
         0,
-        header.view,
+        stamp.view,
         header.step,
         header.micro_batch,
         header.layer,
@@ -77,13 +87,14 @@ def encode_header(header: Header) -> bytes:
         header.slots,
         header.payload_length,
         header.pad_length,
-        0,
+        stamp.sequence,
+        stamp.acknowledged,
     )
 
 
 def decode_header(data: bytes | bytearray | memoryview) -> Header:
-    """The header in 64 bytes, or a `ProtocolError` that names field, value and rule."""
-    version, kind, dtype, flags, view, step, micro_batch, layer, request, rows, slots, length, pad, rest = (
+    """The header in its bytes, or a `ProtocolError` that names field, value and rule."""
+    version, kind, dtype, flags, _, step, micro_batch, layer, request, rows, slots, length, pad, _, _ = (
         HEADER.unpack(data)
     )
     if version != VERSION:
@@ -92,11 +103,10 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
         raise ProtocolError(f"kind is {kind}: unknown")
     if dtype not in _DTYPES:
         raise ProtocolError(f"dtype is {dtype}: unknown")
-    if flags or rest:
-        raise ProtocolError(f"flags are {flags}, reserved bytes {rest}: must be 0")
+    if flags:
+        raise ProtocolError(f"flags are {flags}: must be 0")
     return Header(
         kind=_KINDS[kind],
-        view=view,
         step=step,
         micro_batch=micro_batch,
         layer=layer,
@@ -107,6 +117,12 @@ def decode_header(data: bytes | bytearray | memoryview) -> Header:
         payload_length=length,
         pad_length=pad,
     )
+
+
+def decode_stamp(data: bytes | bytearray | memoryview) -> Stamp:
+    """What the carrier added to the header in these bytes."""
+    fields = HEADER.unpack(data)
+    return Stamp(view=fields[4], sequence=fields[13], acknowledged=fields[14])
 
 
 def printable(text: str, limit: int = TEXT_LIMIT) -> str:
@@ -129,6 +145,12 @@ class Hello:
     connection: int
     """0 is the control connection, 1 to `connections` carry tensors."""
     connections: int
+    view: int = 0
+    """Number of the view it is for."""
+    mark: str = ""
+    """Digest of that view."""
+    received: int = 0
+    """Messages taken in full on this one of the pair's connections, over earlier ones that broke."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +158,8 @@ class Welcome:
     """The answer that makes a connection one."""
 
     incarnation: str
+    received: int = 0
+    """As in HELLO, on the listener's side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,9 +200,11 @@ def _fields(data: bytes, expected: dict[str, type]) -> dict[str, Any]:
 
 def decode_hello(data: bytes) -> Hello:
     """A HELLO's payload, or a `ProtocolError`. Its strings are untrusted: print them with `printable`."""
-    strings = ("sender", "receiver", "agreement_id", "agreement_digest", "plan_digest", "incarnation")
-    hello = Hello(**_fields(data, dict.fromkeys(strings, str) | {"connection": int, "connections": int}))
+    strings = ("sender", "receiver", "agreement_id", "agreement_digest", "plan_digest", "incarnation", "mark")
+    numbers = ("connection", "connections", "view", "received")
+    hello = Hello(**_fields(data, dict.fromkeys(strings, str) | dict.fromkeys(numbers, int)))
     _check_incarnation(hello.incarnation)
+    _check_counts(view=hello.view, received=hello.received)
     if not 0 <= hello.connection <= hello.connections:
         raise ProtocolError(f"HELLO: connection is {hello.connection} of {hello.connections}: out of range")
     return hello
@@ -186,8 +212,9 @@ def decode_hello(data: bytes) -> Hello:
 
 def decode_welcome(data: bytes) -> Welcome:
     """A WELCOME's payload, or a `ProtocolError`."""
-    welcome = Welcome(**_fields(data, {"incarnation": str}))
+    welcome = Welcome(**_fields(data, {"incarnation": str, "received": int}))
     _check_incarnation(welcome.incarnation)
+    _check_counts(received=welcome.received)
     return welcome
 
 
@@ -207,28 +234,38 @@ def _check_incarnation(text: str) -> None:
         raise ProtocolError("incarnation: must be 128 bits in hex")
 
 
-def encode_beat(counter: int, phase: str) -> bytes:
-    """A BEAT's payload."""
-    return BEAT.pack(counter, phase.encode("ascii", "replace")[:32])
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not 0 <= count < 1 << 63:
+            raise ProtocolError(f"handshake payload: {name} is {count}: out of range")
 
 
-def decode_beat(data: bytes | memoryview) -> tuple[int, str]:
-    """Progress counter and phase."""
-    counter, phase = BEAT.unpack(data)
-    return counter, printable(phase.rstrip(b"\0").decode("ascii", "replace"), 32)
+def encode_beat(counter: int, phase: str, waiting: frozenset[int]) -> bytes:
+    """A BEAT's payload; `waiting` are the participants (below 64) that are waited for."""
+    mask = sum(1 << participant for participant in waiting)
+    return BEAT.pack(counter, phase.encode("ascii", "replace")[:32], mask)
 
 
-def encode_abort(error: NodeError, origin: int) -> bytes:
-    """An ABORT's payload: the run ends at `origin` with `error`."""
-    reason = printable(str(error)).encode()[:TEXT_LIMIT]
-    return ABORT.pack(error.exit_code, origin, len(reason), reason)
+def decode_beat(data: bytes | memoryview) -> tuple[int, str, frozenset[int]]:
+    """Progress counter, phase, and who is waited for."""
+    counter, phase, mask = BEAT.unpack(data)
+    waiting = frozenset(bit for bit in range(64) if mask >> bit & 1)
+    return counter, printable(phase.rstrip(b"\0").decode("ascii", "replace"), 32), waiting
+
+
+def encode_abort(error: NodeError, me: int) -> bytes:
+    """An ABORT's payload: the run ends with `error`, where it began and for the reason it began with."""
+    reason = printable(error.reason).encode()[:TEXT_LIMIT]
+    return ABORT.pack(error.exit_code, me if error.origin is None else error.origin, len(reason), reason)
+
+
+def error_class(code: int) -> type[NodeError]:
+    """The class of an exit code; one that is no error's (a node that was told to stop) counts as a lost peer."""
+    return _ERRORS.get(code, PeerLostError)
 
 
 def decode_abort(data: bytes | memoryview) -> tuple[type[NodeError], int, str]:
-    """The class of the error, the participant where it began and the reason, printable.
-
-    A code that is no error's (a node that was told to stop) counts as a lost peer.
-    """
+    """The class of the error, the participant where it began and the reason, printable."""
     code, origin, length, reason = ABORT.unpack(data)
     text = printable(reason[:length].decode("utf-8", "replace"))
-    return _ERRORS.get(code, PeerLostError), origin, text
+    return error_class(code), origin, text

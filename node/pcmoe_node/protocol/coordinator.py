@@ -3,7 +3,8 @@
 It keeps nothing on disk. All that it knows comes from the reports of the nodes that are connected now, so one that is
 started anew knows everything again once they have reported, and says nothing that depends on a report it lacks:
 
-- A view is formed only when *every* participant of the agreement has reported that it is in none.
+- A view is formed only when *every* participant of the agreement has reported that it is in none, and since it was
+  last offered one: an older report knows nothing of the rounds that it may have stored in that.
 - A round is committed only when every member of the standing view has reported from inside it that it holds it.
 - A view is over as soon as one member's report can't be of it: it has started again, has left it, or is in another.
 """
@@ -50,22 +51,33 @@ class Coordinator:
     _present: dict[int, tuple[str, Report]] = field(init=False, default_factory=dict)
     _standing: _Standing | None = field(init=False, default=None)
     _top: int = field(init=False, default=0)
-    _known: set[str] = field(init=False, default_factory=set)
+    _arrived: dict[str, int] = field(init=False, default_factory=dict)
+    """Every incarnation that ever connected, in order."""
+    _newest: dict[int, str] = field(init=False, default_factory=dict)
+    """The incarnation of each member that came last and has reported; an earlier one is never heard again."""
     _condemned: frozenset[str] = field(init=False, default=frozenset())
     """Incarnations that `failure` concerns; whoever starts after it begins anew."""
     _told: dict[int, tuple[str, Notice]] = field(init=False, default_factory=dict)
+    _offered: dict[str, int] = field(init=False, default_factory=dict)
+    """Number of the view that an incarnation was offered last in its session."""
 
     # What arrives
 
     def report(self, member: int, incarnation: str, report: Report) -> list[Tell]:
-        """A member says where it stands. A report of another incarnation than before replaces that one."""
+        """A member says where it stands. A report of a later incarnation replaces that of the one before."""
+        self._arrive(incarnation)
+        newest = self._newest.setdefault(member, incarnation)
+        if self._arrived[incarnation] < self._arrived[newest]:
+            return [Tell(member, incarnation, Notice(failure=self._superseded(member)))]
+        self._newest[member] = incarnation
         tells = []
         before = self._present.get(member)
         if before is not None and before[0] != incarnation:
             tells.append(Tell(member, before[0], Notice(failure=self._superseded(member))))
+        if self._standing is None or report.mark != self._standing.mark:
+            # Whoever is elsewhere is answered: what it was told last may have crossed what it says.
             self._told.pop(member, None)
         self._present[member] = (incarnation, report)
-        self._known.add(incarnation)
         self._top = max(self._top, report.view)
         self.finished = max(self.finished, report.finished)
         if report.failure is not None and incarnation not in self._condemned:
@@ -73,9 +85,12 @@ class Coordinator:
         return tells + self._judge()
 
     def connected(self, member: int, incarnation: str) -> None:
-        """A member's session is new: whatever it was told before may be lost."""
-        if self._told.get(member, ("",))[0] == incarnation:
-            del self._told[member]
+        """A member's session is new: whatever it was told before may be lost, and what it said may be old."""
+        self._arrive(incarnation)
+        self._offered.pop(incarnation, None)
+        if self._present.get(member, ("",))[0] == incarnation:
+            del self._present[member]
+            self._told.pop(member, None)
 
     def disconnected(self, member: int, incarnation: str) -> list[Tell]:
         """A member's session is gone. That alone ends no view: its peers may well reach it."""
@@ -122,12 +137,21 @@ class Coordinator:
                 found.append((member, "is loading"))
             elif report.mark:
                 found.append((member, "is leaving its view"))
+            elif self._owes_an_answer(member):
+                found.append((member, "has not answered yet"))
         return tuple(found)
 
     # Inside
 
+    def _arrive(self, incarnation: str) -> None:
+        self._arrived.setdefault(incarnation, len(self._arrived))
+
+    def _owes_an_answer(self, member: int) -> bool:
+        incarnation, report = self._present[member]
+        return report.view < self._offered.get(incarnation, 0)
+
     def _fail(self, failure: Failure) -> None:
-        self.failure, self._condemned = failure, frozenset(self._known)
+        self.failure, self._condemned = failure, frozenset(self._arrived)
 
     def _superseded(self, member: int) -> Failure:
         reason = f"another process of {self.names[member]} has started since"
@@ -148,6 +172,8 @@ class Coordinator:
             notice = self._notice(member, incarnation)
             if self._told.get(member) != (incarnation, notice):
                 self._told[member] = (incarnation, notice)
+                if notice.view is not None:
+                    self._offered[incarnation] = notice.view.number
                 tells.append(Tell(member, incarnation, notice))
         return tells
 
@@ -168,9 +194,13 @@ class Coordinator:
             return
         number = max(report.view for report in inside.values())
         marks = {report.mark for report in inside.values()}
-        outside = [self.names[m] for m, (_, report) in self._present.items() if not report.mark]
+        outside = [
+            self.names[m]
+            for m, (_, report) in self._present.items()
+            if not report.mark and (report.holds or report.view >= number)
+        ]
         if outside or len(marks) > 1:
-            # Every participant is in every view: a view that one of them is not in is over.
+            # Every participant is in every view: one that somebody is not in, nor on the way in, is over.
             self._end(number, f"{outside[0]} is not in it" if outside else "there are two of this number")
         elif len(inside) == len(self.names) and number > self.over:
             incarnations = tuple(self._present[m][0] for m in range(len(self.names)))
@@ -187,6 +217,8 @@ class Coordinator:
         """A new view, once everybody has asked for one."""
         reports = {self.names[m]: report for m, (_, report) in self._present.items()}
         if len(reports) < len(self.names) or not all(report.holds for report in reports.values()):
+            return
+        if any(self._owes_an_answer(member) for member in self._present):
             return
         if any(incarnation in self._condemned for incarnation, _ in self._present.values()):
             return

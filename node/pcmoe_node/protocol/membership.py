@@ -241,10 +241,13 @@ class Member:
         same = notice.mark == current.mark
         if self.view is None or not same or notice.committed <= self.committed:
             return []
-        if notice.committed not in self.rounds:
+        if notice.committed > max(self.rounds, default=0):
             raise ProtocolError(
                 f"the coordinator says that round {notice.committed} is committed, which this node does not hold"
             )
+        if notice.committed not in self.rounds:
+            # The word was long on its way: newer rounds are here, and this one has made room for them.
+            return []
         self.committed = notice.committed
         return [Commit(notice.committed)]
 
@@ -274,14 +277,16 @@ def common_round(reports: Mapping[str, Report]) -> tuple[int, str | None]:
     """(the newest round everybody can take up, None), or (0, who lost what), given each participant's report.
 
     A participant is at most one round behind the others, because no step of a round is decided before everybody has
-    stored the round before; and nobody is behind a committed round. Whoever is has lost its disk.
+    stored the round before; and nobody is behind a committed round. Whoever is has lost its disk; and so has whoever
+    knows of no view while others hold rounds, since everybody is in every view.
     """
     newest = max(report.newest for report in reports.values())
-    least = max(newest - 1, *(report.committed for report in reports.values()), 0)
+    blank = [name for name, report in reports.items() if newest and not report.view and not report.rounds]
+    least = max(newest - 1, *(report.committed for report in reports.values()), 1 if blank else 0)
     common = set.intersection(*({0, *report.rounds} for report in reports.values()))
     if max(common) >= least:
         return max(common), None
-    behind = [name for name, report in reports.items() if report.newest < least] or sorted(reports)
+    behind = blank or [name for name, report in reports.items() if report.newest < least] or sorted(reports)
     holds = "; ".join(f"{name} holds {_shown(reports[name].rounds)}" for name in behind)
     return 0, (
         f"checkpoints are lost or not mounted: others have stored round {newest} and everybody must hold round "

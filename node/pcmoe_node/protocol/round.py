@@ -56,11 +56,15 @@ def schedule_factor(step: int, warmup_steps: int, total_steps: int, decay: Decay
 
 
 class Farewell:
-    """Who has said DONE, that is, needs nobody any more. Nobody leaves while somebody may still ask it."""
+    """Who has said DONE: knows that the last round is committed, and needs nobody any more.
+
+    Nobody leaves before everybody has said so: somebody may still ask it, or may not know of the commit yet.
+    """
 
     def __init__(self, me: int, members: int) -> None:
         """A run with participants 0 … members - 1."""
         self._me = me
+        self._members = members
         self._waiting = set(range(members))
 
     def done(self) -> bool:
@@ -76,6 +80,11 @@ class Farewell:
     def said_done(self, peer: int) -> bool:
         """Whether this participant may go away without being missed."""
         return peer not in self._waiting
+
+    @property
+    def vouched(self) -> bool:
+        """Whether anybody has said DONE: its word that the last round is committed is as good as the coordinator's."""
+        return len(self._waiting) < self._members
 
     @property
     def may_leave(self) -> bool:

@@ -174,7 +174,9 @@ def _print_plan(console: Console, consortium: Consortium, plan: Plan, prediction
     title = f"{consortium.metadata.name}: {plan.shared_layers} of {len(plan.placement)} layers' experts are shared"
     parts = ("backbone", "experts", "optimizer", "activations", "others", "buffers", "total")
     memory = _table(f"{title}\nmemory while training", parts)
-    rest = _table("the rest", ("experts hosted", "checkpoint on disk", "sent per step", "memory saved"))
+    rest = _table(
+        "the rest", ("experts hosted", "a checkpoint", "disk at most", "sent per step", "memory saved")
+    )
     for participant in plan.participants:
         own = participant.memory
         optimizer = own.gradients + own.moments + own.masters
@@ -184,6 +186,7 @@ def _print_plan(console: Console, consortium: Consortium, plan: Plan, prediction
             participant.name,
             str(participant.experts),
             units.size(participant.checkpoint),
+            units.size(participant.disk),
             units.size(participant.step.sent),
             _percent(participant.saving_per_mille),
         )
@@ -205,6 +208,7 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
 def _sentences(consortium: Consortium, plan: Plan, prediction: Prediction) -> list[str]:
     """What the table doesn't say."""
     terms, local = consortium.agreement.training, plan.local_layers
+    keep = consortium.agreement.checkpoint.keep
     sent = sum(participant.run.sent for participant in plan.participants)
     steps = terms.rounds * terms.steps_per_round
     parts = ", ".join(
@@ -224,6 +228,8 @@ def _sentences(consortium: Consortium, plan: Plan, prediction: Prediction) -> li
         f"The run sends {units.size(sent)} in {steps} steps and takes about "
         f"{units.duration(prediction.run_seconds)}: {prediction.step_seconds:.3g} s per step, bound by "
         f"{prediction.bound} ({parts}).",
+        f"On disk are at most {keep + 2} checkpoints of each: {keep} to keep, the last that all are known to have, and "
+        "the one being written.",
         "`others` is for other participants' tokens. Estimates: every expert as likely as any other; without what "
         "libraries take.",
         f"Plan {plan.digest}",

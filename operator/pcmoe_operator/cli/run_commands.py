@@ -46,8 +46,13 @@ def run(
     `pcmoe run MANIFEST --output DIR` starts a new run. `pcmoe run --resume DIR` continues one; with a
     MANIFEST too, it goes on with that one (more rounds, say). Logs, checkpoints and the report are in DIR.
 
+    A small process more, the coordinator, keeps who is in and which rounds all have stored. With onPeerLoss
+    Wait, a node that dies by a signal or loses its peers is started again, three times in a row at most, while
+    the others wait; then all go on from the last round they have in common. With Fail its end ends the run.
+    The coordinator is started again whenever it dies: training goes on without it for a while.
+
     Exit code: 0 when the last round is stored; 64 for a bad manifest, folder or volume; else the code of the
-    node that failed first; 130 after Ctrl-C, 143 after SIGTERM.
+    process that failed first; 130 after Ctrl-C, 143 after SIGTERM.
     """
     options = tuple(VolumeOption.parse(text) for text in volume or ())
     console = Console()
@@ -72,7 +77,7 @@ def _train(prepared: PreparedRun, console: Console, *, plain: bool, resumed: boo
     _say(console, f"Logs: {folder}/NAME/node.log   checkpoints: {folder}/NAME/checkpoint")
     table = console.is_terminal and not plain
     view: View = LiveView(console, prepared.title) if table else PlainView(console)
-    outcome = supervise(prepared.members, view, resumed=resumed)
+    outcome = supervise(prepared.crew, view, resumed=resumed)
     _report(folder, console)
     _finish(outcome, folder)
 

@@ -1,15 +1,16 @@
-"""Which participant a failed run is about.
+"""Which process a failed run is about: a participant's node, or the coordinator.
 
-When one node fails, the others fail too, because they lost it or because it told them. The cause is the node
-that died by a signal nobody here sent, or that ended with an error of its own; messengers come last.
+When one fails, the others fail too, because they lost it or because it told them. The cause is the one that died by
+a signal nobody here sent, or that ended with an error of its own; messengers come last.
 """
 
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pcmoe_operator.local.processes import NodeProcess
+from pcmoe_operator.local.restarts import PEER_LOST, by_signal
 from pcmoe_operator.local.watch import printable
 
 TAIL_BYTES = 64 * 1024
@@ -17,19 +18,20 @@ MAX_LINE = 600
 RELAYED = "ended the run"
 """In the last words of a node that ends only because a peer told it that it ends."""
 
-PEER_LOST = 75
+UNKNOWN = "it ended without a reason that this version knows"
+
 TERMINATED = 143
 INTERRUPTED = 130
 
 MEANING = {
-    1: "an error inside the node",
+    1: "an error inside the program",
     64: "its configuration can't be used here",
     65: "its dataset can't be read",
     66: "something this machine must have is missing",
     67: "a peer, or its own certificate, was not who or what the agreement says",
     68: "a peer sent what the agreement forbids",
     69: "its own numbers overflowed in ten steps in a row",
-    70: "an error inside the node",
+    70: "an error inside the program",
     75: "it lost a peer",
     130: "it was interrupted",
     137: "it was killed; if nobody did that, this machine ran out of memory",
@@ -38,66 +40,109 @@ MEANING = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """How one life of a process ended."""
+
+    name: str
+    """A participant, or the coordinator."""
+    code: int
+    """Exit code; `128 + n` for signal n."""
+    at: float
+    """Monotonic time at which the end was seen."""
+    words: str
+    """Its last words, one line."""
+    log_file: Path
+    told_to_stop: bool
+    """Whether the runner had asked it to end."""
+    final: bool
+    """Whether it is not started again."""
+    tries: int
+    """How often it had been started again without getting further."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
     """The first cause of a failed run."""
 
     participant: str
+    """Or the coordinator."""
     exit_code: int
     last_line: str
-    """The node's last words, one line."""
+    """The process's last words, one line."""
     log_file: Path
+    tries: int = 0
+    """How often it had been started again without getting further."""
 
     def sentence(self) -> str:
-        """What to tell the user, in three lines."""
+        """What to tell the user, in three lines, or four."""
+        again = (
+            f"  It had been started again {_times(self.tries)} without getting further.\n"
+            if self.tries
+            else ""
+        )
         return (
             f"{self.participant} failed with exit code {self.exit_code}: {meaning_of(self.exit_code)}.\n"
+            f"{again}"
             f"  Its last words: {self.last_line or 'none'}\n"
             f"  Its log: {self.log_file}"
         )
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def meaning_of(exit_code: int) -> str:
     """An exit code in words."""
     if exit_code in MEANING:
         return MEANING[exit_code]
-    if exit_code > 128:
-        try:
-            return f"it died by {signal.Signals(exit_code - 128).name}"
-        except ValueError:
-            pass
-    return "it ended without a reason that this version knows"
+    return f"it {how_it_ended(exit_code)}" if by_signal(exit_code) else UNKNOWN
 
 
-def first_cause(nodes: Sequence[NodeProcess]) -> Failure | None:
-    """The failure that explains the others, or None if no node failed by itself."""
-    failures = [(node, code) for node in nodes if (code := node.poll()) and not _was_stopped(node, code)]
+def how_it_ended(exit_code: int) -> str:
+    """The end of a process in a few words that follow its name."""
+    if exit_code == PEER_LOST:
+        return f"lost a peer (exit code {PEER_LOST})"
+    if by_signal(exit_code):
+        with suppress(ValueError):
+            return f"died by {signal.Signals(exit_code - 128).name}"
+    return f"ended with exit code {exit_code}"
+
+
+def first_cause(ends: Sequence[End]) -> Failure | None:
+    """The failure that explains the others, or None if nobody failed by itself. `ends`: the last of each process."""
+    failures = [end for end in ends if end.code and not _was_stopped(end)]
     if not failures:
         return None
-    ranked = [(_rank(node, code), node.ended_at or 0.0, i) for i, (node, code) in enumerate(failures)]
-    node, code = failures[min(ranked)[2]]
-    log_file = node.member.log_file
+    cause = min(failures, key=lambda end: (_rank(end), end.at))
     return Failure(
-        participant=node.member.name, exit_code=code, last_line=last_error_line(log_file), log_file=log_file
+        participant=cause.name,
+        exit_code=cause.code,
+        last_line=cause.words,
+        log_file=cause.log_file,
+        tries=cause.tries,
     )
 
 
-def _was_stopped(node: NodeProcess, code: int) -> bool:
-    """Whether the node ended because the runner stopped it."""
-    return node.told_to_stop and code in (TERMINATED, INTERRUPTED, 128 + signal.SIGKILL)
+def _was_stopped(end: End) -> bool:
+    """Whether it ended because the runner stopped it."""
+    return end.told_to_stop and end.code in (TERMINATED, INTERRUPTED, 128 + signal.SIGKILL)
 
 
-def _rank(node: NodeProcess, code: int) -> int:
-    """0: a cause of its own; 1: a lost peer; 2: only passes on what a peer said."""
-    if code < 128 and RELAYED in last_error_line(node.member.log_file):
+def _rank(end: End) -> int:
+    """0: a cause of its own; 1: one that was to be mended; 2: a lost peer; 3: only passes on what a peer said."""
+    if not by_signal(end.code) and RELAYED in end.words:
+        return 3
+    if end.code == PEER_LOST:
         return 2
-    return 1 if code == PEER_LOST else 0
+    return 0 if end.final else 1
 
 
-def last_error_line(log_file: Path) -> str:
-    """The last line of a log that tells an error, or else its last line with text."""
+def last_error_line(log_file: Path, start: int = 0) -> str:
+    """The last line of a log, from byte `start` on, that tells an error, or else its last line with text."""
     try:
         with log_file.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
+            file.seek(max(start, file.seek(0, 2) - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -28,13 +28,19 @@ class Volumes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Seat:
-    """One participant in a run: its addresses, which change when the run is resumed, and its volumes."""
+class Address:
+    """Where a process of a run can be reached; changes when the run is resumed."""
 
     status: str
     """URL under which it answers `/status` and `/metrics`."""
     endpoint: str
-    """`host:port` of the exchange."""
+    """`host:port` that other processes of the run connect to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat(Address):
+    """One participant in a run: its addresses and its volumes."""
+
     volumes: Volumes
 
 
@@ -53,6 +59,7 @@ class RunRecord:
     software: Mapping[str, str]
     """Versions of what computes: Python, torch and so on, and the platform."""
     participants: Mapping[str, Seat]
+    coordinator: Address
 
     def to_json(self) -> dict[str, Any]:
         """The record as written."""
@@ -74,6 +81,7 @@ class RunRecord:
             cores=given["cores"],
             software=given["software"],
             participants=seats,
+            coordinator=Address(**given["coordinator"]),
         )
 
 
@@ -89,15 +97,15 @@ class RunFolder:
         return self.path / MANIFEST
 
     def of(self, participant: str) -> Path:
-        """A participant's own folder."""
+        """A participant's own folder, or the coordinator's: no participant may be called so."""
         return self.path / participant
 
     def certificates(self, participant: str) -> Path:
-        """Its CA and its certificate."""
+        """Its CA and its certificate; the coordinator has only a certificate."""
         return self.of(participant) / "certificates"
 
     def config(self, participant: str) -> Path:
-        """Its NodeConfig."""
+        """Its configuration."""
         return self.of(participant) / "config.json"
 
     def make(self) -> None:

@@ -9,20 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pcmoe_operator import spec
 from pcmoe_operator.agreement import canonical
+from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.errors import UsageError
-from pcmoe_operator.local.folder import PRIVATE_FOLDER, RunFolder, RunRecord, Seat, Volumes
+from pcmoe_operator.local.certificates import Leaf
+from pcmoe_operator.local.folder import PRIVATE_FOLDER, Address, RunFolder, RunRecord, Seat, Volumes
 from pcmoe_operator.local.ports import LOOPBACK, free_ports
-from pcmoe_operator.local.processes import Member
-from pcmoe_operator.nodeconfig import Places, identity_of, node_config
-from pcmoe_operator.pki import KeyPair, issue_leaf, write_participant, write_private
+from pcmoe_operator.local.processes import Crew, Member
+from pcmoe_operator.nodeconfig import NodePlaces, Places, coordinator_config, identity_of, node_config
+from pcmoe_operator.pki import write_participant, write_private
 from pcmoe_operator.plan import Plan, make_plan
 from pcmoe_operator.schema import Consortium
 
 NODE_COMMAND = (sys.executable, "-m", "pcmoe_node")
+COORDINATOR_COMMAND = (sys.executable, "-m", "pcmoe_node.coordination")
 SOFTWARE = ("pcmoe", "torch", "transformers", "safetensors", "cryptography", "pydantic")
 
 VolumeKind = Literal["dataset", "model", "order-secret"]
@@ -54,7 +57,7 @@ class PreparedRun:
 
     folder: RunFolder
     title: str
-    members: tuple[Member, ...]
+    crew: Crew
 
 
 def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()) -> PreparedRun:
@@ -64,7 +67,7 @@ def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()
     """
     consortium = spec.load(manifest)
     plan = make_plan(consortium)
-    seats = _new_seats(consortium, manifest.resolve().parent / "volumes", volumes)
+    own_volumes = _new_volumes(consortium, manifest.resolve().parent / "volumes", volumes)
     folder = RunFolder(output.resolve())
     folder.make()
     folder.manifest.write_bytes(manifest.read_bytes())
@@ -72,6 +75,10 @@ def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()
     for name in consortium.names:
         folder.of(name).mkdir(mode=PRIVATE_FOLDER)
         write_participant(folder.certificates(name), name, consortium.agreement.id)
+    for own in (folder.of(COORDINATOR), folder.certificates(COORDINATOR)):
+        own.mkdir(mode=PRIVATE_FOLDER)
+    _coordinator_leaf(folder, consortium).renew()
+    coordinator, seats = _seated(own_volumes)
     record = RunRecord(
         version=software().get("pcmoe", ""),
         frozen=_frozen(consortium),
@@ -79,6 +86,7 @@ def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()
         cores=_cores(),
         software=software(),
         participants=seats,
+        coordinator=coordinator,
     )
     return _ready(folder, consortium, plan, record)
 
@@ -98,29 +106,89 @@ def resume(output: Path, manifest: Path | None = None) -> PreparedRun:
             f"{source}: id, model, experts and participants of the agreement must stay as they were when "
             f"{folder.path} was made; start a new run for another consortium"
         )
-    ports = iter(free_ports(2 * len(record.participants)))
-    seats = {
-        name: replace(seat, status=f"http://{LOOPBACK}:{next(ports)}", endpoint=f"{LOOPBACK}:{next(ports)}")
-        for name, seat in record.participants.items()
-    }
-    for name, seat in seats.items():
-        _check_volumes(name, seat.volumes, consortium)
-        _renew_leaf(folder.certificates(name), name, consortium.agreement.id)
+    own_volumes = {name: seat.volumes for name, seat in record.participants.items()}
+    for name, volumes in own_volumes.items():
+        _check_volumes(name, volumes, consortium)
+    for leaf in _leaves(folder, consortium):
+        leaf.renew()  # leaves last for days, a run may stand still for longer
+    coordinator, seats = _seated(own_volumes)
     if manifest is not None:
         folder.manifest.write_bytes(manifest.read_bytes())
-    return _ready(folder, consortium, plan, replace(record, participants=seats, software=software()))
+    record = replace(record, participants=seats, coordinator=coordinator, software=software())
+    return _ready(folder, consortium, plan, record)
 
 
 def _ready(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord) -> PreparedRun:
     """Write every configuration, then the record that makes the folder a run."""
-    members = tuple(_member(folder, consortium, plan, record, name) for name in consortium.names)
+    crew = Crew(
+        members=tuple(_member(folder, consortium, plan, record, name) for name in consortium.names),
+        coordinator=_coordinator(folder, consortium, plan, record),
+        on_peer_loss=consortium.agreement.failure_policy.on_peer_loss,
+        leaves=_leaves(folder, consortium),
+    )
     folder.store(record)
-    return PreparedRun(folder=folder, title=consortium.metadata.name, members=members)
+    return PreparedRun(folder=folder, title=consortium.metadata.name, crew=crew)
+
+
+def _leaves(folder: RunFolder, consortium: Consortium) -> tuple[Leaf, ...]:
+    """Every certificate of a run: each participant's own CA signs for it."""
+    nodes = tuple(
+        Leaf(
+            owner=name,
+            identity=identity_of(name, consortium.agreement.id),
+            folder=folder.certificates(name),
+            authority=folder.certificates(name),
+        )
+        for name in consortium.names
+    )
+    return (*nodes, _coordinator_leaf(folder, consortium))
+
+
+def _coordinator_leaf(folder: RunFolder, consortium: Consortium) -> Leaf:
+    """The coordinator has no CA: that of the participant which runs it signs for it."""
+    return Leaf(
+        owner=COORDINATOR,
+        identity=identity_of(COORDINATOR, consortium.agreement.id),
+        folder=folder.certificates(COORDINATOR),
+        authority=folder.certificates(consortium.agreement.coordinator),
+    )
+
+
+def _coordinator(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord) -> Member:
+    address = record.coordinator
+    places = Places(
+        listen=address.endpoint,
+        status_listen=address.status.removeprefix("http://"),
+        certificates=folder.certificates(COORDINATOR),
+        log=folder.of(COORDINATOR) / "log",
+        **_shared(folder, record),
+    )
+    text = coordinator_config(consortium, plan, places).model_dump_json(indent=2)
+    write_private(folder.config(COORDINATOR), text + "\n")
+    return Member(
+        name=COORDINATOR,
+        folder=folder.of(COORDINATOR),
+        status_url=address.status,
+        command=(*COORDINATOR_COMMAND, "--config", str(folder.config(COORDINATOR))),
+        threads=1,
+    )
 
 
 def _member(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord, name: str) -> Member:
     seat = record.participants[name]
-    config = node_config(consortium, plan, name, _places(folder, record, name))
+    volumes = seat.volumes
+    places = NodePlaces(
+        listen=seat.endpoint,
+        status_listen=seat.status.removeprefix("http://"),
+        certificates=folder.certificates(name),
+        log=folder.of(name) / "log",
+        dataset=Path(volumes.dataset),
+        model=Path(volumes.model) if volumes.model else None,
+        checkpoint=folder.of(name) / "checkpoint",
+        order_secret=Path(volumes.order_secret) if volumes.order_secret else None,
+        **_shared(folder, record),
+    )
+    config = node_config(consortium, plan, name, places)
     threads = config.threads or record.threads
     text = config.model_copy(update={"threads": threads}).model_dump_json(indent=2)
     write_private(folder.config(name), text + "\n")
@@ -133,59 +201,57 @@ def _member(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRe
     )
 
 
-def _places(folder: RunFolder, record: RunRecord, name: str) -> Places:
-    seat = record.participants[name]
-    volumes = seat.volumes
-    return Places(
-        listen=seat.endpoint,
-        status_listen=seat.status.removeprefix("http://"),
-        endpoints={peer: other.endpoint for peer, other in record.participants.items()},
-        ca_bundles={peer: (folder.certificates(peer) / "ca.crt").read_text() for peer in record.participants},
-        certificates=folder.certificates(name),
-        dataset=Path(volumes.dataset),
-        model=Path(volumes.model) if volumes.model else None,
-        checkpoint=folder.of(name) / "checkpoint",
-        log=folder.of(name) / "log",
-        order_secret=Path(volumes.order_secret) if volumes.order_secret else None,
+class _Shared(TypedDict):
+    """Places that are the same for everybody in the run."""
+
+    coordinator: str
+    endpoints: Mapping[str, str | None]
+    ca_bundles: Mapping[str, str]
+
+
+def _shared(folder: RunFolder, record: RunRecord) -> _Shared:
+    return {
+        "coordinator": record.coordinator.endpoint,
+        "endpoints": {peer: seat.endpoint for peer, seat in record.participants.items()},
+        "ca_bundles": {
+            peer: (folder.certificates(peer) / "ca.crt").read_text() for peer in record.participants
+        },
+    }
+
+
+def _seated(volumes: Mapping[str, Volumes]) -> tuple[Address, dict[str, Seat]]:
+    """Free ports for the coordinator and for every participant."""
+    ports = iter(free_ports(2 * (1 + len(volumes))))
+    coordinator, *addresses = (
+        Address(status=f"http://{LOOPBACK}:{next(ports)}", endpoint=f"{LOOPBACK}:{next(ports)}")
+        for _ in range(1 + len(volumes))
     )
+    seats = {
+        name: Seat(status=address.status, endpoint=address.endpoint, volumes=own)
+        for (name, own), address in zip(volumes.items(), addresses, strict=True)
+    }
+    return coordinator, seats
 
 
-def _new_seats(consortium: Consortium, root: Path, options: tuple[VolumeOption, ...]) -> dict[str, Seat]:
-    """A place for each participant; all of them run here, so each needs its volumes here."""
+def _new_volumes(consortium: Consortium, root: Path, options: tuple[VolumeOption, ...]) -> dict[str, Volumes]:
+    """The volumes of each participant; all of them run here, so each needs its own here."""
     absent = sorted(set(consortium.names) - {local.name for local in consortium.local})
     if absent:
         raise UsageError(f"spec.local: has no {', '.join(absent)}; a local run needs every participant")
     chosen = _by_participant(consortium, options)
-    ports = iter(free_ports(2 * len(consortium.names)))
-    seats = {}
+    found = {}
     for name in consortium.names:
         own = chosen.get(name, {})
         secret = own.get("order-secret")
-        volumes = Volumes(
+        found[name] = Volumes(
             dataset=str(own.get("dataset", root / name / "dataset").resolve()),
             model=str(own.get("model", root / name / "model").resolve())
             if _needs_model(consortium)
             else None,
             order_secret=str(secret.resolve()) if secret else None,
         )
-        _check_volumes(name, volumes, consortium)
-        seats[name] = Seat(
-            status=f"http://{LOOPBACK}:{next(ports)}", endpoint=f"{LOOPBACK}:{next(ports)}", volumes=volumes
-        )
-    return seats
-
-
-def _renew_leaf(certificates: Path, name: str, agreement_id: str) -> None:
-    """A new leaf from the participant's own CA: leaves last for days, a run may stand still for longer."""
-    try:
-        authority = KeyPair(
-            certificate=(certificates / "ca.crt").read_text(), key=(certificates / "ca.key").read_text()
-        )
-    except OSError as error:
-        raise UsageError(f"{certificates}: the CA of {name} can't be read: {error.strerror}") from error
-    leaf = issue_leaf(authority, identity_of(name, agreement_id))
-    write_private(certificates / "tls.crt", leaf.certificate)
-    write_private(certificates / "tls.key", leaf.key)
+        _check_volumes(name, found[name], consortium)
+    return found
 
 
 def _by_participant(

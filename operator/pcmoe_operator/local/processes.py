@@ -1,4 +1,4 @@
-"""Node processes: started in their own session, ended by SIGTERM, and by SIGKILL where that doesn't help."""
+"""Processes of a local run: started in their own session, ended by SIGTERM, and by SIGKILL where that doesn't help."""
 
 import os
 import signal
@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.local import tether
+from pcmoe_operator.local.certificates import Leaf
 
 STOP_SECONDS = 10.0
 """So long a node may take to end after SIGTERM."""
@@ -18,7 +21,7 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """One participant of a local run, as the runner sees it."""
+    """One participant of a local run, or its coordinator, as the runner sees it."""
 
     name: str
     folder: Path
@@ -31,25 +34,37 @@ class Member:
 
     @property
     def log_file(self) -> Path:
-        """Everything the node prints."""
-        return self.folder / "node.log"
+        """Everything its process prints, over all its lives."""
+        return self.folder / ("coordinator.log" if self.name == COORDINATOR else "node.log")
 
     @property
     def rounds_file(self) -> Path:
-        """One JSON object per finished round."""
+        """One JSON object per finished round of a participant."""
         return self.folder / "log" / "rounds.jsonl"
 
 
-class NodeProcess:
-    """A running node. `poll` is cheap and may be called often."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crew:
+    """Everybody in a local run, and what keeps them going."""
+
+    members: tuple[Member, ...]
+    """The participants."""
+    coordinator: Member
+    on_peer_loss: Literal["Fail", "Wait"]
+    leaves: tuple[Leaf, ...] = ()
+    """Their certificates."""
+
+
+class MemberProcess:
+    """One life of a member. `poll` is cheap and may be called often."""
 
     def __init__(self, member: Member) -> None:
-        """Start the node; its output is added to the end of its log."""
+        """Start it; its output is added to the end of its log."""
         self.member = member
         self.told_to_stop = False
-        self.ended_at: float | None = None
-        """Monotonic time at which the end was seen."""
         with member.log_file.open("ab") as log:
+            self.log_start = log.seek(0, os.SEEK_END)
+            """Where in the log this life begins."""
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *member.command],
                 stdin=subprocess.DEVNULL,
@@ -67,11 +82,7 @@ class NodeProcess:
     def poll(self) -> int | None:
         """Exit code, `128 + n` for signal n, or None while it runs."""
         code = self._process.poll()
-        if code is None:
-            return None
-        if self.ended_at is None:
-            self.ended_at = time.monotonic()
-        return 128 - code if code < 0 else code
+        return 128 - code if code is not None and code < 0 else code
 
     def terminate(self) -> None:
         """Ask it to stop."""
@@ -84,7 +95,6 @@ class NodeProcess:
         self.told_to_stop = True
         self._signal(signal.SIGKILL)
         self._process.wait()
-        self.poll()
 
     def wait(self, deadline: float) -> bool:
         """Whether it ended before `deadline` (monotonic seconds)."""
@@ -92,7 +102,6 @@ class NodeProcess:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return False
-        self.poll()
         return True
 
     def _signal(self, number: int) -> None:
@@ -100,8 +109,8 @@ class NodeProcess:
             os.killpg(self.pid, number)
 
 
-def stop_all(nodes: Iterable[NodeProcess], seconds: float = STOP_SECONDS) -> None:
-    """End every node: SIGTERM to all, `seconds` for all together, then SIGKILL to the rest."""
+def stop_all(nodes: Iterable[MemberProcess], seconds: float = STOP_SECONDS) -> None:
+    """End every process: SIGTERM to all, `seconds` for all together, then SIGKILL to the rest."""
     nodes = list(nodes)
     for node in nodes:
         node.terminate()
@@ -112,7 +121,7 @@ def stop_all(nodes: Iterable[NodeProcess], seconds: float = STOP_SECONDS) -> Non
 
 
 def _environment(threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The node's environment: unbuffered output, `threads` for numeric libraries, no model hub."""
+    """A process's environment: unbuffered output, `threads` for numeric libraries, no model hub."""
     return {
         **inherited,
         "PYTHONUNBUFFERED": "1",

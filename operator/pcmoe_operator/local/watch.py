@@ -1,22 +1,25 @@
-"""How far the nodes are: their `/status`, asked for by one thread per node, and the rounds they wrote down.
+"""How far everybody is: each `/status`, asked for by a thread of its own, and the rounds that nodes wrote down.
 
-A node's answer is read with a limit and taken apart field by field: what has another type is absent.
+An answer is read with a limit and taken apart field by field: what has another type is absent.
 """
 
 import json
 import threading
+import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pcmoe_operator.local.processes import Member
 
 POLL_SECONDS = 0.5
 REQUEST_SECONDS = 2.0
 MAX_ANSWER = 64 * 1024
+MAX_REASON = 200
+S = TypeVar("S")
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
 
 
@@ -25,6 +28,8 @@ class NodeStatus:
     """One answer of a node's `/status`."""
 
     phase: str
+    view: int
+    """Number of the view it is in, or was in last; 0: none in this life."""
     round: int
     rounds: int
     step: int
@@ -41,15 +46,13 @@ class NodeStatus:
     @staticmethod
     def parse(answer: bytes) -> "NodeStatus | None":
         """The status in a node's answer, or None if it isn't one."""
-        try:
-            given = json.loads(answer)
-        except ValueError:
-            return None
-        if not isinstance(given, dict):
+        given = _object(answer)
+        if given is None:
             return None
         memory = given.get("memory")
         return NodeStatus(
             phase=printable(given.get("phase"), 20) or "STARTING",
+            view=_whole(given, "view"),
             round=_whole(given, "round"),
             rounds=_whole(given, "rounds"),
             step=_whole(given, "step"),
@@ -63,6 +66,43 @@ class NodeStatus:
             peers=_whole(given, "peers"),
             rss_bytes=_whole(memory, "rssBytes") if isinstance(memory, dict) else 0,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoordinatorStatus:
+    """One answer of the coordinator's `/status`."""
+
+    state: str
+    """FORMING: it waits for everybody to report. RUNNING: a view stands. FAILED."""
+    round: int
+    """The last that is committed."""
+    reason: str
+    """Why the last view ended."""
+    missing: tuple[str, ...]
+    """Members that aren't connected to it."""
+
+    @staticmethod
+    def parse(answer: bytes) -> "CoordinatorStatus | None":
+        """The status in the coordinator's answer, or None if it isn't one."""
+        given = _object(answer)
+        if given is None:
+            return None
+        listed = given.get("members")
+        members = [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+        return CoordinatorStatus(
+            state=printable(given.get("state"), 20) or "STARTING",
+            round=_whole(given, "round"),
+            reason=printable(given.get("reason"), MAX_REASON),
+            missing=tuple(printable(m.get("name"), 28) for m in members if m.get("connected") is False),
+        )
+
+
+def _object(answer: bytes) -> dict[str, Any] | None:
+    try:
+        given = json.loads(answer)
+    except ValueError:
+        return None
+    return given if isinstance(given, dict) else None
 
 
 def _number(given: dict[str, Any], key: str) -> float | None:
@@ -83,18 +123,19 @@ def printable(text: object, limit: int) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-class Watch:
-    """Asks every node for its status until closed; `latest` never waits."""
+class Watch(Generic[S]):
+    """Asks every member for its status until closed; `latest` never waits."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self._latest: dict[str, NodeStatus] = {}
+    def __init__(self, members: Sequence[Member], parse: Callable[[bytes], S | None]) -> None:
+        self._parse = parse
+        self._latest: dict[str, tuple[float, S]] = {}
         self._closed = threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, args=(m,), name=f"status-{m.name}", daemon=True)
             for m in members
         ]
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watch[S]":
         for thread in self._threads:
             thread.start()
         return self
@@ -106,19 +147,21 @@ class Watch:
         for thread in self._threads:
             thread.join(REQUEST_SECONDS + 1)
 
-    def latest(self, name: str) -> NodeStatus | None:
-        """The newest status of a node, or None before its first answer."""
-        return self._latest.get(name)
+    def latest(self, name: str, since: float = 0.0) -> S | None:
+        """A member's newest status, or None before its first answer after `since` (monotonic seconds)."""
+        at, status = self._latest.get(name, (0.0, None))
+        return status if at >= since else None
 
     def _ask(self, member: Member) -> None:
         while not self._closed.wait(POLL_SECONDS):
+            asked = time.monotonic()
             try:
                 with _OPENER.open(member.status_url + "/status", timeout=REQUEST_SECONDS) as answer:
-                    status = NodeStatus.parse(answer.read(MAX_ANSWER))
+                    status = self._parse(answer.read(MAX_ANSWER))
             except (OSError, ValueError):  # not there yet, busy, or gone
                 continue
             if status is not None:
-                self._latest[member.name] = status
+                self._latest[member.name] = (asked, status)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,32 +179,43 @@ class RoundLine:
 
 
 class RoundsTail:
-    """Reads a growing `rounds.jsonl`; each call gives the lines completed since the last one."""
+    """Reads a growing `rounds.jsonl`, each line once, whoever asks, and over all lives of the node that writes it."""
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         """`from_end`: leave out what is there already (a resumed run)."""
         self._path = path
         self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._untold: list[RoundLine] = []
+        self._highest = 0
 
     def new(self) -> list[RoundLine]:
         """The rounds finished since the last call; a half-written last line waits for its end."""
+        self._read()
+        told, self._untold = self._untold, []
+        return told
+
+    def highest(self) -> int:
+        """The highest round that was finished; 0: none. Takes nothing away from `new`."""
+        self._read()
+        return self._highest
+
+    def _read(self) -> None:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 text = file.read()
         except OSError:
-            return []
+            return
         complete = text[: text.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [line for line in map(_round_line, complete.splitlines()) if line is not None]
+        lines = [line for line in map(_round_line, complete.splitlines()) if line is not None]
+        self._untold += lines
+        self._highest = max(self._highest, *(line.round for line in lines), 0)
 
 
 def _round_line(text: bytes) -> RoundLine | None:
-    try:
-        given = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(given, dict):
+    given = _object(text)
+    if given is None:
         return None
     traffic = given.get("traffic")
     peers = [p for p in traffic.values() if isinstance(p, dict)] if isinstance(traffic, dict) else []

@@ -1,16 +1,17 @@
-"""One welcomed connection, non-blocking: frames in, frames out. The I/O thread's; only `queue` is anybody's.
+"""One welcomed connection of a link, non-blocking: frames in, frames out. The I/O thread's alone.
 
 Reading and writing one TLS object from two threads crashes, so nothing else ever touches the socket.
 """
 
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 
-from pcmoe_node.exchange.base import Buffer, Header, Message
+from pcmoe_node.exchange.base import Buffer, Header
+from pcmoe_node.exchange.tls.handshake import Welcomed
+from pcmoe_node.exchange.tls.link import Link
 from pcmoe_node.exchange.wire import HEADER_SIZE, encode_header
 
 _RECORD = 16384
@@ -18,7 +19,7 @@ _RECORD = 16384
 _FIRST = _RECORD - HEADER_SIZE
 
 Expect = Callable[["Connection", memoryview], tuple[Header, Buffer | None]]
-"""Given a header's 64 bytes: the header and a buffer for its payload, or None. May raise a NodeError."""
+"""Given a header's bytes: the header and a buffer for its payload, or None. May raise a NodeError."""
 Deliver = Callable[["Connection", Header, Buffer | None], None]
 
 
@@ -45,25 +46,31 @@ class Connection:
         "_payload",
         "_pieces",
         "_target",
-        "number",
-        "outbox",
+        "expires",
+        "generation",
+        "link",
         "peer",
+        "sequence",
         "sock",
         "wants_write",
         "writing",
     )
 
-    def __init__(self, sock: ssl.SSLSocket, peer: int, number: int, expect: Expect, deliver: Deliver) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self.peer = peer
-        self.number = number
-        self.outbox: deque[Message] = deque()
-        """Messages not begun yet."""
+    def __init__(self, welcomed: Welcomed, link: Link, expect: Expect, deliver: Deliver) -> None:
+        welcomed.sock.setblocking(False)
+        self.sock: ssl.SSLSocket = welcomed.sock
+        self.peer = welcomed.peer
+        self.link = link
+        self.expires = welcomed.expires
+        """When the earlier of both certificates ends (monotonic)."""
+        self.generation = welcomed.generation
+        """Of our own certificate."""
+        self.sequence = 0
+        """Number of the message that is arriving; 0: not numbered."""
         self.wants_write = False
         """The socket is full: wait until it can be written."""
-        self.writing: Message | None = None
-        """The message under way."""
+        self.writing = False
+        """A message is under way."""
         self._pieces: list[memoryview] = []  # of that message, last first
         self._header_bytes = memoryview(bytearray(HEADER_SIZE))
         self._header: Header | None = None
@@ -72,15 +79,6 @@ class Connection:
         self._got = 0
         self._expect = expect
         self._deliver = deliver
-
-    def queue(self, message: Message) -> None:
-        """Append a message; the I/O thread writes it."""
-        self.outbox.append(message)
-
-    @property
-    def idle(self) -> bool:
-        """Everything queued has been written."""
-        return self.writing is None and not self.outbox
 
     @property
     def inside_frame(self) -> bool:
@@ -112,12 +110,14 @@ class Connection:
         return Turn.MORE
 
     def _next(self) -> bool:
-        if not self.outbox:
+        pulled = self.link.pull()
+        if pulled is None:
             return False
-        message = self.writing = self.outbox.popleft()
+        message, stamp = pulled
+        self.writing = True
         header = message.header
         total = header.payload_length + header.pad_length
-        head = bytearray(encode_header(header))
+        head = bytearray(encode_header(header, stamp))
         if message.payload is not None:
             view = message.payload.view
             head += view[: min(total, _FIRST)]
@@ -127,9 +127,8 @@ class Connection:
         return True
 
     def _written(self) -> None:
-        message, self.writing = self.writing, None
-        if message is not None and message.payload is not None:
-            message.payload.release()
+        self.writing = False
+        self.link.wrote()
 
     def read(self, budget: int) -> tuple[Turn, int]:
         """Read frames until the socket is empty or `budget` bytes are read; also how many bytes came."""
@@ -177,20 +176,6 @@ class Connection:
             return True
         return False
 
-    def drop_outbox(self, keep_current: bool = False) -> list[Message]:
-        """Forget queued messages, release their payloads; `keep_current`: the one under way is finished."""
-        dropped = []
-        while self.outbox:
-            dropped.append(self.outbox.popleft())
-        if not keep_current and self.writing is not None:
-            dropped.append(self.writing)
-            self.writing = None
-            self._pieces.clear()
-        for message in dropped:
-            if message.payload is not None:
-                message.payload.release()
-        return dropped
-
     def say_goodbye(self) -> None:
         """Send TLS's closing alert, which tells a goodbye from a crash, and stop writing."""
         with suppress(OSError, ValueError):  # usually: the peer's own goodbye is yet to come
@@ -199,9 +184,10 @@ class Connection:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close the socket and release every buffer."""
-        self.drop_outbox()
+        """Close the socket, give up the frames under way; what was not taken in full waits in the link."""
+        self.writing = False
         self._pieces.clear()
+        self.link.rewind()
         self._target = self._header_bytes
         if self._payload is not None:
             self._payload.release()

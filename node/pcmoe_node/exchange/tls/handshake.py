@@ -18,16 +18,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from pcmoe_node.errors import ConfigError, IdentityError, NodeError, ProtocolError
+from pcmoe_node.errors import ConfigError, IdentityError, NodeError, PeerLostError, ProtocolError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import Header, Kind
+from pcmoe_node.exchange.base import Kind
 from pcmoe_node.exchange.tls.difference import difference
-from pcmoe_node.identity import ALPN, Identity, fingerprint, presented
+from pcmoe_node.exchange.tls.frames import DRAIN_SECONDS, hang_up, read_frame, write_frame
+from pcmoe_node.identity import ALPN, Credentials, Identity, fingerprint, presented
 
-DRAIN_SECONDS = 1.0
 CONNECT_SECONDS = 3.0
 """One attempt; dialling goes on until the deadline of `open`."""
-_LIMITS = {Kind.DIFFERS: wire.DIFFERS_LIMIT}
 
 
 class Refusal(StrEnum):
@@ -36,13 +35,12 @@ class Refusal(StrEnum):
     MALFORMED = "malformed"
     IDENTITY = "identity"
     AGREEMENT = "agreement"
-    CONNECTED = "already-connected"
-    RESTARTED = "restarted"
+    VIEW = "another-view"
     CLOSING = "closing"
 
 
-RETRIED = (Refusal.CONNECTED, Refusal.RESTARTED, Refusal.CLOSING)
-"""Refusals that time may cure: the listener has yet to notice that an older connection is gone."""
+RETRIED = (Refusal.VIEW, Refusal.CLOSING)
+"""Refusals that time may cure: one of both has yet to hear of the other's view."""
 
 
 class TryAgainError(Exception):
@@ -72,19 +70,33 @@ class Welcomed:
     sock: ssl.SSLSocket
     peer: int
     number: int
+    """0 is control."""
     incarnation: str
+    received: int
+    """Messages that the peer has taken in full on this link."""
+    expires: float
+    """When the earlier of both certificates ends (monotonic)."""
+    generation: int
+    """Of our own certificate (`Credentials`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Side:
     """What this node brings to every handshake."""
 
-    identity: Identity
+    credentials: Credentials
     hello: wire.Hello
-    """Ours, with `receiver` and `connection` still to fill in."""
+    """Ours, with `receiver`, `connection` and `received` still to fill in."""
     agreement: str
     timeout: float
     """Seconds for TLS, and as many again for HELLO and its answer."""
+    expected: frozenset[int]
+    """Who may come to us, among those that the identity knows."""
+
+    @property
+    def identity(self) -> Identity:
+        """As it is now: certificates are renewed while a node runs."""
+        return self.credentials.identity
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -95,20 +107,34 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def dial(
-    side: Side, peer: int, number: int, endpoint: str, hold: Callable[[socket.socket], None]
-) -> Welcomed:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """Whom to connect to, for which of the pair's links."""
+
+    peer: int
+    endpoint: str
+    number: int = 0
+    received: int = 0
+    """Messages taken in full on that link so far."""
+
+
+Admit = Callable[[int, wire.Hello], Refusal | int]
+"""What a verified peer's HELLO gets: a refusal, or the number of messages taken in full on that link."""
+
+
+def dial(side: Side, call: Call, hold: Callable[[socket.socket], None]) -> Welcomed:
     """Connect to a peer. Raises `TryAgainError` for what may pass and a `NodeError` for what won't.
 
     `hold` is given the socket once it is connected: whoever shuts it down ends this call.
     """
-    name = side.identity.names[peer]
+    identity, generation = side.credentials.current()
+    name, peer, endpoint = identity.names[call.peer], call.peer, call.endpoint
     try:
         raw = socket.create_connection(parse_endpoint(endpoint), timeout=min(CONNECT_SECONDS, side.timeout))
     except OSError as error:
         raise TryAgainError(f"{endpoint}: {error.strerror or error}") from None
     try:
-        sock = _wrapped(raw, side.identity.client_context(peer), side.identity.server_name(peer))
+        sock = _wrapped(raw, identity.client_context(peer), identity.server_name(peer))
     except OSError as error:
         raise TryAgainError(f"{endpoint}: {error.strerror or error}") from None
     try:
@@ -116,8 +142,18 @@ def dial(
         sock.settimeout(side.timeout)
         sock.do_handshake()
         _check_alpn(sock, name)
-        side.identity.verify(peer, sock.getpeercert(binary_form=True) or b"")
-        return _introduce(sock, side, peer, number)
+        leaf = sock.getpeercert(binary_form=True) or b""
+        identity.verify(peer, leaf)
+        answered = _introduce(sock, side, call)
+        return Welcomed(
+            sock=sock,
+            peer=peer,
+            number=call.number,
+            incarnation=answered.incarnation,
+            received=answered.received,
+            expires=_expiry(identity, leaf),
+            generation=generation,
+        )
     except ssl.SSLCertVerificationError as error:
         failure = _explained(side, peer, sock, error)
         hang_up(sock)
@@ -152,15 +188,14 @@ def _wrapped(raw: socket.socket, context: ssl.SSLContext, server_name: str | Non
         raise
 
 
-def _introduce(sock: ssl.SSLSocket, side: Side, peer: int, number: int) -> Welcomed:
-    name = side.identity.names[peer]
+def _introduce(sock: ssl.SSLSocket, side: Side, call: Call) -> wire.Welcome:
+    name = side.identity.names[call.peer]
     deadline = time.monotonic() + side.timeout
-    hello = replace(side.hello, receiver=name, connection=number)
+    hello = replace(side.hello, receiver=name, connection=call.number, received=call.received)
     write_frame(sock, Kind.HELLO, wire.encode_json(hello), deadline)
     kind, payload = read_frame(sock, deadline)
     if kind is Kind.WELCOME:
-        welcome = wire.decode_welcome(payload)
-        return Welcomed(sock=sock, peer=peer, number=number, incarnation=welcome.incarnation)
+        return wire.decode_welcome(payload)
     if kind is Kind.REFUSED:
         refused = wire.decode_refused(payload)
         text = f"{name} refused the connection: {refused.reason} ({refused.code})"
@@ -174,19 +209,26 @@ def _introduce(sock: ssl.SSLSocket, side: Side, peer: int, number: int) -> Welco
     raise ProtocolError(f"{name} answered HELLO with {kind.name}: must be WELCOME, REFUSED or DIFFERS")
 
 
-def answer(raw: socket.socket, side: Side, admit: Callable[[int, str, int], Refusal | None]) -> Welcomed:
-    """Take an accepted connection to WELCOME. Raises `NotAdmittedError`; the socket is then closed.
-
-    `admit(peer, incarnation, number)` says whether a verified peer may have this connection.
-    """
+def answer(raw: socket.socket, side: Side, admit: Admit) -> Welcomed:
+    """Take an accepted connection to WELCOME. Raises `NotAdmittedError`; the socket is then closed."""
+    identity, generation = side.credentials.current()
     try:
-        sock = _wrapped(raw, side.identity.server_context(), None)
+        sock = _wrapped(raw, identity.server_context(), None)
     except OSError as error:
         failure = IdentityError(f"handshake: {_reason(error)}")
         raise NotAdmittedError(failure, code=None, claimed=None, verified=False) from None
     try:
         sock.settimeout(side.timeout)
-        return _receive(sock, side, admit)
+        hello, peer = _receive(sock, side, admit)
+        return Welcomed(
+            sock=sock,
+            peer=peer,
+            number=hello.connection,
+            incarnation=hello.incarnation,
+            received=hello.received,
+            expires=_expiry(identity, sock.getpeercert(binary_form=True) or b""),
+            generation=generation,
+        )
     except NotAdmittedError as refusal:
         if refusal.code is not None:
             payload = wire.encode_json(wire.Refused(code=refusal.code, reason=wire.printable(str(refusal))))
@@ -203,7 +245,13 @@ def answer(raw: socket.socket, side: Side, admit: Callable[[int, str, int], Refu
         raise
 
 
-def _receive(sock: ssl.SSLSocket, side: Side, admit: Callable[[int, str, int], Refusal | None]) -> Welcomed:
+def _expiry(identity: Identity, leaf: bytes) -> float:
+    """When the earlier of our certificate and the peer's ends, on the monotonic clock."""
+    return time.monotonic() + identity.seconds_left(leaf)
+
+
+def _receive(sock: ssl.SSLSocket, side: Side, admit: Admit) -> tuple[wire.Hello, int]:
+    """HELLO and who sent it, once it is welcomed."""
     sock.do_handshake()
     deadline = time.monotonic() + side.timeout
     claimed: int | None = None
@@ -227,12 +275,13 @@ def _receive(sock: ssl.SSLSocket, side: Side, admit: Callable[[int, str, int], R
         rule = f"must be the agreed {ours.connections}"
         failure = ProtocolError(f"{hello.sender} wants {hello.connections} data connections: {rule}")
         raise NotAdmittedError(failure, code=Refusal.MALFORMED, claimed=claimed, verified=True)
-    refusal = admit(claimed, hello.incarnation, hello.connection)
-    if refusal is not None:
-        conflict = IdentityError(f"connection {hello.connection} of {hello.sender}: {refusal}")
-        raise NotAdmittedError(conflict, code=refusal, claimed=claimed, verified=False)
-    write_frame(sock, Kind.WELCOME, wire.encode_json(wire.Welcome(incarnation=ours.incarnation)), deadline)
-    return Welcomed(sock=sock, peer=claimed, number=hello.connection, incarnation=hello.incarnation)
+    admitted = admit(claimed, hello)
+    if isinstance(admitted, Refusal):
+        conflict = PeerLostError(f"connection {hello.connection} of {hello.sender}: {admitted}")
+        raise NotAdmittedError(conflict, code=admitted, claimed=claimed, verified=False)
+    welcome = wire.Welcome(incarnation=ours.incarnation, received=admitted)
+    write_frame(sock, Kind.WELCOME, wire.encode_json(welcome), deadline)
+    return hello, claimed
 
 
 def _claimed(side: Side, hello: wire.Hello) -> int:
@@ -245,7 +294,7 @@ def _claimed(side: Side, hello: wire.Hello) -> int:
         if theirs != rule:
             raise IdentityError(f"HELLO: {field} is {wire.printable(theirs, 80)}: must be {rule}")
     names = side.identity.names
-    if hello.sender not in names or hello.sender == ours.sender:
+    if hello.sender not in names or names.index(hello.sender) not in side.expected:
         raise IdentityError(
             f"HELLO: sender is {wire.printable(hello.sender, 80)}: must be another participant"
         )
@@ -285,67 +334,6 @@ def _disagreement(side: Side, name: str, theirs: wire.Differs) -> IdentityError:
         f"{name} holds another agreement (ours {ours.agreement_digest}, {name}'s "
         f"{wire.printable(theirs.agreement_digest, 80)}): {where}"
     )
-
-
-def write_frame(sock: ssl.SSLSocket, kind: Kind, payload: bytes, deadline: float) -> None:
-    """Write a handshake frame before `deadline` (monotonic seconds) or raise `OSError`."""
-    sock.settimeout(_remaining(deadline))
-    sock.sendall(wire.encode_header(Header(kind=kind, payload_length=len(payload))) + payload)
-
-
-def read_frame(sock: ssl.SSLSocket, deadline: float) -> tuple[Kind, bytes]:
-    """Read a handshake frame before `deadline`, or raise `OSError`; a malformed one is a `ProtocolError`."""
-    header = wire.decode_header(_read(sock, wire.HEADER_SIZE, deadline))
-    limit = _LIMITS.get(header.kind, wire.HELLO_LIMIT)
-    if header.kind > Kind.DIFFERS:
-        raise ProtocolError(f"{header.kind.name} before WELCOME: must be a handshake frame")
-    if header.payload_length > limit or header.pad_length:
-        length = header.payload_length + header.pad_length
-        raise ProtocolError(f"{header.kind.name} of {length} bytes: must be at most {limit}")
-    return header.kind, bytes(_read(sock, header.payload_length, deadline))
-
-
-def _read(sock: ssl.SSLSocket, length: int, deadline: float) -> bytearray:
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        sock.settimeout(_remaining(deadline))
-        count = sock.recv_into(view)
-        if count == 0:
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "closed before the frame was complete")
-        view = view[count:]
-    return data
-
-
-def _remaining(deadline: float) -> float:
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise TimeoutError("no answer within the deadline")
-    return remaining
-
-
-def hang_up(sock: ssl.SSLSocket) -> None:
-    """Close so that the last frame or alert arrives: stop writing, read on for a second at most.
-
-    Closing with unread bytes would reset the connection and take our last words with it.
-    """
-    deadline = time.monotonic() + DRAIN_SECONDS
-    try:
-        sock.settimeout(DRAIN_SECONDS / 4)
-        sock.unwrap()
-    except (OSError, ValueError):
-        pass
-    try:
-        # The plain socket's methods: what comes now is thrown away, decrypted or not.
-        socket.socket.shutdown(sock, socket.SHUT_WR)
-        while (left := deadline - time.monotonic()) > 0:
-            sock.settimeout(left)
-            if not socket.socket.recv(sock, 65536):
-                break
-    except OSError:
-        pass
-    finally:
-        sock.close()
 
 
 def _check_alpn(sock: ssl.SSLSocket, name: str) -> None:

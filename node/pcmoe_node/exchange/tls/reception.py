@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from pcmoe_node.errors import NodeError, ProtocolError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import Buffer, Header, Kind, Message
+from pcmoe_node.exchange.base import UNNUMBERED, Buffer, Header, Kind, Message
 from pcmoe_node.exchange.inbox import relayed
 from pcmoe_node.exchange.tls.connection import Connection
 from pcmoe_node.exchange.tls.peers import CONTROL, Parts, Peer
@@ -20,8 +20,8 @@ class Reception:
         self._parts = parts
         self._peers = peers
         self._fail = fail
-        self.relayed: tuple[NodeError, int, str] | None = None
-        """The failure that a peer told us, where it began, and its reason there."""
+        self.repeated = 0
+        """Messages that came a second time after a cut, and were dropped."""
 
     def expect(self, connection: Connection, data: memoryview) -> tuple[Header, Buffer | None]:
         """Check a header before anything is allocated for it."""
@@ -32,38 +32,62 @@ class Reception:
             raise ProtocolError(f"{name} sent a frame that can't be read: {error}") from None
         self._parts.limits.check(connection.peer, header)
         control = header.kind >= Kind.STEP_END
-        if control is not (connection.number == CONTROL):
+        if header.kind is not Kind.ACK and control is not (connection.link.number == CONTROL):
             raise ProtocolError(
-                f"{name} sent {header.kind.name} on connection {connection.number}: wrong one"
+                f"{name} sent {header.kind.name} on connection {connection.link.number}: wrong one"
             )
+        self._check_stamp(connection, header, wire.decode_stamp(data))
         total = header.payload_length + header.pad_length
         return header, self._parts.pool.allocate(total) if total else None
 
     def deliver(self, connection: Connection, header: Header, payload: Buffer | None) -> None:
+        """A frame is complete."""
         peer = self._peers[connection.peer]
-        if header.kind in (Kind.BEAT, Kind.ABORT) and payload is not None:
-            data = bytes(payload.view[: header.payload_length])
-            payload.release()
+        if header.kind in UNNUMBERED:
+            data = b"" if payload is None else bytes(payload.view[: header.payload_length])
+            _release(payload)
             if header.kind is Kind.BEAT:
                 self._beaten(peer, data)
-            else:
+            elif header.kind is Kind.ABORT:
                 self._aborted(peer, data)
             return
-        if peer.over:
-            if payload is not None:
-                payload.release()
-            return
-        self._parts.counters.received(peer.index, header)
-        self._parts.inbox.deliver(peer.index, Message(header, payload))
+        if not connection.link.accept(connection.sequence):
+            self.repeated += 1
+            _release(payload)
+        elif peer.over:
+            _release(payload)
+        else:
+            self._parts.counters.received(peer.index, header)
+            self._parts.inbox.deliver(peer.index, Message(header, payload))
+
+    def _check_stamp(self, connection: Connection, header: Header, stamp: wire.Stamp) -> None:
+        what = f"{self._parts.names[connection.peer]} sent {header.kind.name} with"
+        if stamp.view != self._parts.view:
+            raise ProtocolError(f"{what} view {stamp.view}: must be {self._parts.view}")
+        link = connection.link
+        if header.kind in UNNUMBERED:
+            if stamp.sequence:
+                raise ProtocolError(f"{what} sequence {stamp.sequence}: must be 0")
+        elif not link.expects(stamp.sequence):
+            raise ProtocolError(
+                f"{what} sequence {stamp.sequence}: must be at most {link.delivered + 1}, from 1"
+            )
+        try:
+            link.acknowledge(stamp.acknowledged)
+        except ProtocolError as error:
+            raise ProtocolError(f"{what} a wrong count: {error}") from None
+        connection.sequence = stamp.sequence
 
     def _beaten(self, peer: Peer, data: bytes) -> None:
-        counter, phase = wire.decode_beat(data)
+        counter, phase, peer.waiting = wire.decode_beat(data)
         if counter != peer.counter:
             peer.counter, peer.phase, peer.moved = counter, phase, time.monotonic()
 
     def _aborted(self, peer: Peer, data: bytes) -> None:
         kind, origin, reason = wire.decode_abort(data)
-        failure = relayed(kind, self._parts.names, peer.index, origin, reason)
-        if self._parts.inbox.failure is None:
-            self.relayed = (failure, origin, reason)
-        self._fail(peer, failure)
+        self._fail(peer, relayed(kind, self._parts.names, peer.index, origin, reason))
+
+
+def _release(payload: Buffer | None) -> None:
+    if payload is not None:
+        payload.release()

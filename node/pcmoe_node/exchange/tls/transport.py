@@ -1,35 +1,25 @@
-"""`TlsTransport`: the transport of one node, put together from door, dialers and I/O thread."""
+"""`TlsTransport`: the transport of one node in one view, put together from door, dialers and I/O thread."""
 
 import logging
-import random
-import secrets
 import socket
 import threading
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import ConfigError, IdentityError, NodeError, PeerLostError
-from pcmoe_node.exchange.base import Arrival, Buffer, Kind, Message, Pulse, Traffic
+from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Arrival, Buffer, Kind, Message, Pulse, Traffic
 from pcmoe_node.exchange.buffers import BufferPool
 from pcmoe_node.exchange.inbox import Counters, Inbox, seal
 from pcmoe_node.exchange.limits import Limits
-from pcmoe_node.exchange.local import DROPPED_AFTER_GOODBYE
-from pcmoe_node.exchange.tls.door import Door, interrupt
-from pcmoe_node.exchange.tls.handshake import (
-    CONNECT_SECONDS,
-    DRAIN_SECONDS,
-    NotAdmittedError,
-    Refusal,
-    Side,
-    TryAgainError,
-    Welcomed,
-    answer,
-    dial,
-)
+from pcmoe_node.exchange.tls.dialer import Dialer
+from pcmoe_node.exchange.tls.door import Door
+from pcmoe_node.exchange.tls.handshake import NotAdmittedError, Refusal, Side, Welcomed, answer
 from pcmoe_node.exchange.tls.io_thread import IoThread
 from pcmoe_node.exchange.tls.peers import CONTROL, Parts, abort_message, left_too_early
 from pcmoe_node.exchange.wire import Hello, printable
-from pcmoe_node.identity import Identity
+from pcmoe_node.identity import Credentials
+from pcmoe_node.protocol.membership import View
 
 log = logging.getLogger(__name__)
 
@@ -37,32 +27,43 @@ HANDSHAKE_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
 GOODBYE_SECONDS = 1.0
 ABORT_SECONDS = 1.0
-_RETRY_FIRST = 0.05
-_RETRY_LONGEST = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    """A connection that was turned down."""
+
+    claimed: int | None
+    error: NodeError
 
 
 class TlsTransport:
-    """One node's connections to all others; see `base.Transport`. Nothing travels in plain text, ever."""
+    """One node's connections to the other members of a view; see `base.Transport`. All of it is mutual TLS."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        """Read certificates and compute limits; connects nothing. Raises `IdentityError` or `ConfigError`."""
+    def __init__(self, config: NodeConfig, view: View, credentials: Credentials) -> None:
+        """Compute limits; connects nothing. Raises `ConfigError`."""
         self._config = config
-        self._identity = Identity(config)
-        self._names = self._identity.names
-        peers = [i for i in range(len(self._names)) if i != config.index]
+        self._view = view
+        self._credentials = credentials
+        self._names = tuple(peer.name for peer in config.participants)
+        members = tuple(who for who, _ in view.members)
+        peers = [who for who in members if who != config.index]
         timeout = float(config.transport.peer_timeout_seconds)
         self._pool = BufferPool()
         self._inbox = Inbox()
         self._counters = Counters(peers)
         self._side = Side(
-            identity=self._identity,
-            hello=_hello(config),
+            credentials=credentials,
+            hello=_hello(config, view),
             agreement=config.identity.agreement,
             timeout=min(HANDSHAKE_SECONDS, timeout),
+            expected=frozenset(peers),
         )
         self._parts = Parts(
             index=config.index,
             names=self._names,
+            members=members,
+            view=view.number,
             connections=config.transport.connections,
             peer_timeout=timeout,
             limits=Limits.from_config(config),
@@ -73,11 +74,10 @@ class TlsTransport:
         self._dials = {peer: endpoint for peer in peers if (endpoint := _dialled(config, peer)) is not None}
         self._io: IoThread | None = None
         self._door: Door | None = None
-        self._dialers: list[threading.Thread] = []
+        self._dialers: dict[int, Dialer] = {}
         self._fatal: NodeError | None = None
-        self._refused: list[tuple[int | None, NodeError]] = []
-        self._latest: dict[int, str] = {}
-        self._held: dict[int, socket.socket] = {}
+        self._turned_down: list[_Turned] = []
+        self._forget_renewals: Callable[[], None] = _nothing
         self._closed = False
         self._closing = threading.Lock()
 
@@ -86,20 +86,13 @@ class TlsTransport:
 
         When it raises, those who were connected have been told and everything is closed.
         """
-        deadline = time.monotonic() + timeout
         io = self._io = IoThread(self._parts)
         try:
             if self._config.identity.listen is not None:
                 self._door = Door(self._config.identity.listen, self._greet, io.take)
             for peer, endpoint in self._dials.items():
-                thread = threading.Thread(
-                    target=self._keep_dialling,
-                    args=(peer, endpoint, deadline),
-                    name=f"pcmoe-dial-{self._names[peer]}",
-                    daemon=True,
-                )
-                self._dialers.append(thread)
-                thread.start()
+                self._dialers[peer] = Dialer(self._side, io, peer, endpoint, self._end_open)
+            self._forget_renewals = self._credentials.on_renewal(io.redial_all)
             with io.changed:
                 io.changed.wait_for(lambda: io.opened or self._over() is not None, timeout)
             if not io.opened:
@@ -118,14 +111,14 @@ class TlsTransport:
         """Why the deadline of `open` passed: the first missing peer, and the last thing known of it."""
         io = self._io
         assert io is not None
-        missing = [peer for peer in io.peers if io.missing(peer) is not None]
+        missing = [index for index, peer in io.peers.items() if peer.missing is not None]
         for peer in missing:
-            for claimed, error in reversed(self._refused):
-                if claimed in (peer, None):
-                    text = f"{self._names[peer]} is not connected after {timeout:g} s; last refused: {error}"
+            for turned in reversed(self._turned_down):
+                if turned.claimed in (peer, None):
+                    text = f"{self._names[peer]} is not connected after {timeout:g} s; last refused: {turned.error}"
                     return IdentityError(text)
         names = ", ".join(self._names[peer] for peer in missing)
-        latest = "; ".join(self._latest[peer] for peer in missing if peer in self._latest)
+        latest = "; ".join(filter(None, (io.peers[peer].attempt for peer in missing)))
         return PeerLostError(
             f"not connected after {timeout:g} s: {names}" + (f" ({latest})" if latest else "")
         )
@@ -139,20 +132,16 @@ class TlsTransport:
             self._note_refusal(refusal)
             return None
 
-    def _admit(self, peer: int, incarnation: str, number: int) -> Refusal | None:
-        """Newest wins until all are connected; then a second incarnation means that the first is gone."""
-        io = self._io
-        if io is None or self._closed:
+    def _admit(self, peer: int, hello: Hello) -> Refusal | int:
+        """Only who is of this view, in the incarnation that the view names, may come; the newest connection counts."""
+        io, view = self._io, self._view
+        if io is None or self._closed or io.peers[peer].over or io.peers[peer].left:
             return Refusal.CLOSING
-        known = io.peers[peer]
-        if not io.opened:
-            return None
-        if incarnation == known.incarnation:
-            return Refusal.CONNECTED
-        if not known.left:
-            failure = PeerLostError(f"{known.name} is lost: it has started again as another incarnation")
-            io.call(lambda: io.fail(known, failure, tell=False))
-        return Refusal.RESTARTED
+        if (hello.view, hello.mark) != (view.number, view.mark):
+            return Refusal.VIEW
+        if hello.incarnation != view.incarnation(peer):
+            return Refusal.VIEW
+        return io.peers[peer].links[hello.connection].delivered
 
     def _note_refusal(self, refusal: NotAdmittedError) -> None:
         claimed = (
@@ -161,59 +150,22 @@ class TlsTransport:
             else f"a connection claiming to be {self._names[refusal.claimed]}"
         )
         log.warning("turned down %s: %s", claimed, printable(str(refusal.error)))
-        self._refused = [*self._refused[-15:], (refusal.claimed, refusal.error)]
+        if refusal.code in (Refusal.VIEW, Refusal.CLOSING):
+            return
+        if self._io is not None:
+            for peer in self._io.peers.values():
+                if refusal.claimed == peer.index or (refusal.claimed is None and peer.missing is not None):
+                    self._io.note(peer.index, f"last refused: {refusal.error}")
+        self._turned_down = [*self._turned_down[-15:], _Turned(refusal.claimed, refusal.error)]
         if refusal.verified and self._io is not None and not self._io.opened:
             self._end_open(refusal.error)
 
     def _end_open(self, error: NodeError) -> None:
         io = self._io
         assert io is not None
-        with io.changed:
+        if not io.opened:  # later: a cut that lasts, and the peer's silence ends it
             self._fatal = self._fatal or error
-            io.changed.notify_all()
-
-    # Whom we go to.
-
-    def _keep_dialling(self, peer: int, endpoint: str, deadline: float) -> None:
-        """Dial what a peer lacks, again and again, until everybody is connected or somebody gives up."""
-        io = self._io
-        assert io is not None
-        pause = _RETRY_FIRST
-        while not io.opened and self._over() is None and not self._closed and time.monotonic() < deadline:
-            number = io.missing(peer)
-            if number is None:
-                with io.changed:
-                    io.changed.wait(0.5)
-                continue
-            try:
-                welcomed = dial(self._side, peer, number, endpoint, lambda sock: self._hold(peer, sock))
-            except TryAgainError as error:
-                self._latest[peer] = str(error)
-                with io.changed:
-                    io.changed.wait_for(lambda: self._closed or self._over() is not None, pause)
-                pause = min(_RETRY_LONGEST, pause * 1.6) * random.uniform(0.8, 1.0)
-                continue
-            except NodeError as error:
-                self._end_open(error)
-                return
-            finally:
-                # Before it is handed over: a connection in use must not be interrupted.
-                self._held.pop(peer, None)
-            pause = _RETRY_FIRST
-            io.take(welcomed)
-            self._wait_adopted(peer, number)
-
-    def _wait_adopted(self, peer: int, number: int) -> None:
-        """Until the I/O thread has taken the connection over, so that it isn't dialled twice."""
-        io = self._io
-        assert io is not None
-        with io.changed:
-            io.changed.wait_for(lambda: io.missing(peer) != number or self._closed, 1.0)
-
-    def _hold(self, peer: int, sock: socket.socket) -> None:
-        self._held[peer] = sock
-        if self._closed:
-            raise TryAgainError("closing")
+            io.look_again()
 
     # Messages.
 
@@ -222,20 +174,19 @@ class TlsTransport:
         return self._pool.allocate(size)
 
     def send(self, peer: int, message: Message) -> None:
-        """Queue a message and return at once; its payload is released when it is written."""
+        """Queue a message and return at once; its payload is released when the peer has it."""
         seal(message)
         io = self._io
         if io is None:
             raise RuntimeError("send before open")
-        header = message.header
-        control = header.kind >= Kind.STEP_END
-        number = CONTROL if control else 1 + header.request % self._parts.connections
+        header, known = message.header, io.peers[peer]
         self._counters.sent(peer, header)
-        if io.send(peer, number, message):
+        if not (known.left or known.over or io.ending):
+            control = header.kind >= Kind.STEP_END
+            io.send(peer, CONTROL if control else 1 + header.request % self._parts.connections, message)
             return
         if message.payload is not None:
             message.payload.release()
-        known = io.peers[peer]
         if known.left and not self._closed and header.kind not in DROPPED_AFTER_GOODBYE:
             self._inbox.fail(peer, left_too_early(known.name))
 
@@ -243,10 +194,24 @@ class TlsTransport:
         """The next arrival, or None after `timeout` seconds. The caller releases its payload."""
         return self._inbox.receive(timeout)
 
+    def interrupt(self, error: NodeError | None) -> None:
+        """End a `receive` now: with this failure, or, without one, with an arrival that says nothing."""
+        if error is None:
+            self._inbox.nudge(self._config.index)
+        else:
+            self._inbox.fail(self._config.index, error)
+            if self._io is not None:
+                self._io.look_again()
+
     def progress(self, phase: str) -> None:
         """Something moved: the beats say so."""
         if self._io is not None:
             self._io.progress(phase)
+
+    def waiting(self, participants: frozenset[int]) -> None:
+        """Whom this node waits for: the beats say so."""
+        if self._io is not None:
+            self._io.waiting(participants)
 
     def pulses(self) -> dict[int, Pulse]:
         """What is known of each peer's progress."""
@@ -256,16 +221,16 @@ class TlsTransport:
         """A copy of the counters, per peer."""
         return self._counters.copy()
 
+    @property
+    def reconnected(self) -> int:
+        """Connections that took the place of an earlier one of this view."""
+        return self._io.reconnected if self._io is not None else 0
+
     # The end.
 
     def abort(self, error: NodeError) -> None:
         """Tell every peer that this node ends, and why, then close (at most 2 s)."""
-        told = self._io.reception.relayed if self._io is not None else None
-        if told is not None and error is told[0]:
-            last_words = abort_message(error, told[1], told[2])
-        else:
-            last_words = abort_message(error, self._config.index)
-        self._end(last_words, ABORT_SECONDS, GOODBYE_SECONDS / 2)
+        self._end(abort_message(error, self._config.index), ABORT_SECONDS, GOODBYE_SECONDS / 2)
 
     def close(self) -> None:
         """Write what is queued (at most 5 s), say goodbye, close everything, join all threads. Idempotent."""
@@ -276,30 +241,35 @@ class TlsTransport:
             if self._closed:
                 return
             self._closed = True
+            self._forget_renewals()
             self._inbox.close()
-            for sock in list(self._held.values()):
-                interrupt(sock)
+            for dialer in self._dialers.values():
+                dialer.close()
             if self._io is not None:
                 self._io.end(last_words, flush_seconds, drain_seconds)
             if self._door is not None:
                 self._door.close()
-            for thread in self._dialers:
-                thread.join(CONNECT_SECONDS + 2 * DRAIN_SECONDS)
-            if self._io is not None:
-                self._io.turn_away()
+            for dialer in self._dialers.values():
+                dialer.join()
             self._inbox.close()
 
 
-def _hello(config: NodeConfig) -> Hello:
+def _nothing() -> None:
+    """No renewals are listened to yet."""
+
+
+def _hello(config: NodeConfig, view: View) -> Hello:
     return Hello(
         sender=config.participant,
         receiver="",
         agreement_id=config.identity.agreement_id,
         agreement_digest=config.identity.agreement_digest,
         plan_digest=config.identity.plan_digest,
-        incarnation=secrets.token_hex(16),
+        incarnation=view.incarnation(config.index) or "",
         connection=0,
         connections=config.transport.connections,
+        view=view.number,
+        mark=view.mark,
     )
 
 

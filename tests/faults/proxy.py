@@ -1,4 +1,4 @@
-"""A TCP proxy that adds a fixed delay each way without limiting bandwidth, and can freeze or cut."""
+"""A TCP proxy for what networks do: delay, throttle, freeze, cut and heal, swallow newcomers, flip a bit."""
 
 import contextlib
 import heapq
@@ -26,19 +26,24 @@ class _Pipe:
     size: int = 0
     ended: bool = False
     other: "_Pipe | None" = None
+    free_at: float = 0.0
+    """When the line has carried what was taken from it so far, under a rate."""
 
 
-class DelayProxy:
+class FaultProxy:
     """Listens on 127.0.0.1 and forwards to `target` (`host:port`) with `delay` seconds each way; one thread.
 
-    with DelayProxy("127.0.0.1:8443", 0.010) as proxy:
+    `rate` bounds the bytes per second of each direction of each connection; None: as fast as it goes.
+
+    with FaultProxy("127.0.0.1:8443", 0.010) as proxy:
         connect to proxy.endpoint
     """
 
-    def __init__(self, target: str, delay: float) -> None:
+    def __init__(self, target: str, delay: float = 0.0, rate: float | None = None) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._delay = delay
+        self._rate = rate
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -49,21 +54,36 @@ class DelayProxy:
         self._pipes: dict[socket.socket, _Pipe] = {}  # by source
         self._due: list[tuple[float, int, _Pipe]] = []
         self._order = 0
-        self._frozen = False
+        self._frozen = self._thawed = False
         self._cut = False
+        self._flips = 0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="delay-proxy", daemon=True)
         self._thread.start()
 
     def freeze(self) -> None:
-        """Forward nothing any more and keep every connection open: the peers fall silent."""
+        """Forward nothing any more and keep every connection open, new ones too: the peers fall silent (half-open)."""
         self._frozen = True
+        self._wake()
+
+    def thaw(self) -> None:
+        """Forward again, first what has piled up."""
+        self._frozen, self._thawed = False, True
         self._wake()
 
     def cut(self) -> None:
         """Close every connection at once, as a broken network does, and refuse new ones."""
         self._cut = True
         self._wake()
+
+    def heal(self) -> None:
+        """Let connections through again."""
+        self._cut = False
+        self._wake()
+
+    def flip(self) -> None:
+        """Change one bit of the next bytes that pass, as bad memory on the way does."""
+        self._flips += 1
 
     def close(self) -> None:
         """Close everything and join the thread."""
@@ -87,6 +107,11 @@ class DelayProxy:
             timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
             for key, mask in self._selector.select(timeout):
                 self._handle(key.fileobj, mask)  # type: ignore[arg-type]
+            if self._thawed:
+                self._thawed = False
+                for pipe in self._pipes.values():
+                    self._order += 1
+                    heapq.heappush(self._due, (0.0, self._order, pipe))
             if self._cut:
                 for source in list(self._pipes):
                     self._drop(source)
@@ -135,13 +160,19 @@ class DelayProxy:
 
     def _read(self, pipe: _Pipe) -> None:
         try:
-            data = pipe.source.recv(CHUNK)
+            data = pipe.source.recv(CHUNK if self._rate is None else max(1, min(CHUNK, int(self._rate / 20))))
         except BlockingIOError:
             return
         except OSError:
             self._drop(pipe.source)
             return
+        if self._flips and data:
+            self._flips -= 1
+            data = data[:-1] + bytes([data[-1] ^ 1])
         due = time.monotonic() + self._delay
+        if self._rate is not None:
+            pipe.free_at = max(pipe.free_at, due) + len(data) / self._rate
+            due = pipe.free_at
         pipe.waiting.append((due, data))
         pipe.size += len(data)
         pipe.ended = pipe.ended or not data
@@ -184,7 +215,7 @@ class DelayProxy:
         if pipe.source not in self._pipes:
             return
         mask = 0
-        if not pipe.ended and pipe.size < WINDOW:
+        if not pipe.ended and pipe.size < (WINDOW if self._rate is None else max(1, self._rate / 4)):
             mask |= selectors.EVENT_READ
         back = pipe.other
         if back is not None and back.waiting and back.waiting[0][0] <= time.monotonic() and not self._frozen:
