@@ -21,8 +21,8 @@ POINTS = (
 )
 """Places in a process between which everything else may happen: it can end at each of them."""
 
-LIKELY = (*POINTS, *(4 * ("storing",)))
-"""One that stores while another no longer does leads back the farthest."""
+LIKELY = (*POINTS, *(4 * ("storing",)), *(4 * ("accepted",)))
+"""Who stores no more while others do leads back the farthest; who enters unheard is the longest misunderstood."""
 
 PEER_TIMEOUT = 60.0
 """A peer that was not heard of for so long is lost."""

@@ -54,15 +54,6 @@ class TakesLostDiskForNew(Coordinator):
             stand(self, common_round(reports)[0], members)
 
 
-class TellsOnce(Coordinator):
-    """Says nothing twice, though the member may have been unable to follow when it was told."""
-
-    def report(self, member: int, incarnation: str, report: Report) -> list[Tell]:
-        told = self._told.get(member)
-        tells = super().report(member, incarnation, report)
-        return [tell for tell in tells if (tell.incarnation, tell.notice) != told]
-
-
 class FormsOnOldReports(Coordinator):
     """Forms a view from what was said before the last one was offered."""
 

@@ -36,11 +36,9 @@ class Session:
         """Both sides notice after a while."""
         if not self.broken:
             self.broken = True
-            luck = self._network.luck
-            self._network.after(luck.choice((1.0, 20.0)) * luck.random(), self.process.session_lost, self)
-            self._network.after(
-                luck.choice((1.0, 40.0, 200.0)) * luck.random(), self.coordinator.session_lost, self
-            )
+            for notices, longest in ((self.process, 100.0), (self.coordinator, 200.0)):
+                wait = self._network.luck.choice((1.0, 30.0, longest)) * self._network.luck.random()
+                self._network.after(wait, notices.session_lost, self)
 
     def close(self) -> None:
         """The node says good-bye: what it has said arrives first."""
