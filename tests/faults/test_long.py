@@ -83,7 +83,7 @@ class Chaos:
 def test_ten_minutes_of_random_faults_end_in_the_same_bits(seed: int, tmp_path: Path) -> None:
     run = case(rounds=400)
     undisturbed = configs_of(run, tmp_path / "undisturbed")
-    run_local(undisturbed)
+    run_local(undisturbed, timeout=1800)
     with ExitStack() as stack:
         configs = configs_of(run, tmp_path / "disturbed")
         rerouted, proxies = through_proxies(configs, stack)

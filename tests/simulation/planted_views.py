@@ -54,13 +54,6 @@ class TakesLostDiskForNew(Coordinator):
             stand(self, common_round(reports)[0], members)
 
 
-class FormsOnOldReports(Coordinator):
-    """Forms a view from what was said before the last one was offered."""
-
-    def _owes_an_answer(self, member: int) -> bool:
-        return False
-
-
 class LastReportWins(Coordinator):
     """Takes the process that reported last for the one that was started last."""
 

@@ -79,11 +79,6 @@ def test_a_planted_bug_is_found_and_named(bug: type[StepMachine], report: str) -
             r"committed: view \d+ begins at round 0; round \d is committed",
         ),
         (
-            Parts(coordinator=views.FormsOnOldReports),
-            (Kind.SESSION_AT, Kind.CRASH),
-            r"failure: .* told Failure\(code=66",
-        ),
-        (
             Parts(coordinator=views.LastReportWins),
             (Kind.ZOMBIE,),
             r"failure: .*another process of participant \d has started since",

@@ -183,10 +183,10 @@ def configs_of(case: Case, folder: Path) -> list[NodeConfig]:
     return node_configs(case.n, folder / "nodes", **settings)
 
 
-def run_local(configs: list[NodeConfig]) -> None:
+def run_local(configs: list[NodeConfig], timeout: float = 60.0) -> None:
     """All nodes in this process, over the local exchange."""
     table = LocalTable(configs)
-    together([partial(run_node, config, table.place(i)) for i, config in enumerate(configs)])
+    together([partial(run_node, config, table.place(i)) for i, config in enumerate(configs)], timeout)
 
 
 def run_tls_threads(configs: list[NodeConfig]) -> None:

@@ -140,16 +140,34 @@ def test_a_member_on_its_way_in_ends_no_view() -> None:
     assert coordinator.view == view.number
 
 
-def test_a_report_that_crossed_the_end_of_its_view_is_answered() -> None:
+def test_the_next_view_waits_until_all_who_were_offered_the_last_one_have_answered() -> None:
     coordinator, first = formed(5)
     coordinator.report(0, "i0", inside(first, 5))
+    tells = coordinator.report(0, "i0", holding(5, view=1))
+    assert coordinator.view == 0
+    assert said(tells, 0).missing == ((1, "has not answered yet"), (2, "has not answered yet"))
+    coordinator.report(1, "i1", holding(5, view=1))
+    tells = coordinator.report(2, "i2", holding(5, view=1))
+    assert {view.number for member in EVERYBODY if (view := said(tells, member).view)} == {2}
+
+
+def test_what_was_said_before_a_view_was_offered_does_not_count_as_a_lost_disk() -> None:
+    coordinator, view = formed()
+    coordinator.report(0, "i0", inside(view, 1))
+    coordinator.report(0, "i0", holding(1, view=1))
+    assert coordinator.failure is None
+    coordinator.report(1, "i1", holding(1, view=1))
+    tells = coordinator.report(2, "i2", holding(1, view=1))
+    again = said(tells, 0).view
+    assert again is not None
+    assert again.round == 1
+
+
+def test_whoever_reports_from_a_view_that_is_over_is_told_so_each_time() -> None:
+    coordinator, view = formed(5)
     coordinator.report(0, "i0", holding(5, view=1))
-    assert coordinator.view == 2
-    tells = coordinator.report(1, "i1", holding(5, view=1))
-    second = said(tells, 1).view
-    assert second is not None
-    assert second.number == 2
-    assert said(coordinator.report(2, "i2", inside(first, 5)), 2).over == 2
+    for _ in range(2):
+        assert said(coordinator.report(2, "i2", inside(view, 5)), 2).over == view.number
 
 
 # Commits
@@ -233,6 +251,26 @@ def test_whatever_a_member_was_told_is_told_again_in_its_next_session() -> None:
     coordinator.connected(0, "i0")
     tells = coordinator.report(0, "i0", inside(view, 5))
     assert said(tells, 0).mark == view.mark
+
+
+def test_what_a_member_said_in_its_last_session_does_not_count_in_the_next() -> None:
+    coordinator, _ = asked(holding(4), holding(4))
+    coordinator.connected(0, "i0")
+    coordinator.connected(2, "i2")
+    coordinator.report(2, "i2", holding(4))
+    assert coordinator.view == 0
+    coordinator.report(0, "i0", holding(4))
+    assert coordinator.view == 1
+
+
+def test_whoever_missed_an_offer_with_its_session_needs_not_answer_it() -> None:
+    coordinator, _ = formed(5)
+    coordinator.disconnected(0, "i0")
+    coordinator.connected(0, "i0")
+    coordinator.report(1, "i1", holding(5, view=1))
+    coordinator.report(2, "i2", holding(5, view=1))
+    coordinator.report(0, "i0", holding(5))
+    assert coordinator.view == 2
 
 
 def test_whoever_still_asks_for_a_view_is_offered_it_again() -> None:
