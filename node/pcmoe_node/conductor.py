@@ -260,6 +260,9 @@ class Conductor:
                 squared_norm, finite = VOTE.unpack(content)
                 self.carry_out(self.machine.vote(peer, header.step, squared_norm, bool(finite)))
             case Kind.DONE:
+                if header.step != self.limits.steps:
+                    rule = f"must be the last, {self.limits.steps}"
+                    raise ProtocolError(f"{self.names[peer]} sent DONE of step {header.step}: {rule}")
                 self.farewell.peer_done(peer)
             case _:
                 raise ProtocolError(f"{self.names[peer]} sent {header.kind.name}: it has no place in a run")

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pcmoe_node.errors import PeerLostError
-from pcmoe_node.exchange.base import Pulse, Transport
+from pcmoe_node.exchange.base import Transport
 from pcmoe_node.protocol.waits import cause, graph
 
 log = logging.getLogger("pcmoe")
 
-SLOW_PHASES = frozenset({"", "STARTING", "LOADING", "CONNECTING", "CHECKPOINT"})
+SLOW_PHASES = frozenset({"", "STARTING", "LOADING", "CONNECTING", "CHECKPOINT", "COMMITTING"})
 """Phases without steps of their own to count: they may take as long as a return may."""
 
 
@@ -59,7 +59,7 @@ class Patience:
         waiting = {peer: pulse.waiting for peer, pulse in pulses.items()}
         found = cause(self.me, waited_for, waiting)
         roots = {peer: pulses[peer] for peer in found.roots if peer in pulses}
-        if any(min(waited, pulse.still_seconds) < self._limit(pulse) for pulse in roots.values()):
+        if any(min(waited, pulse.still_seconds) < self.limit(pulse.phase) for pulse in roots.values()):
             return
         edges = graph(self.names, {**waiting, self.me: waited_for})
         log.error("%s: nothing moves; who waits for whom: %s", where, edges)
@@ -69,5 +69,6 @@ class Patience:
             f"{who or 'nobody'} {what} for {self.progress_timeout:g} s; {where}; waits: {edges}"
         )
 
-    def _limit(self, pulse: Pulse) -> float:
-        return self.rejoin_timeout if pulse.phase in SLOW_PHASES else self.progress_timeout
+    def limit(self, phase: str) -> float:
+        """Seconds for which nothing need move in a phase."""
+        return self.rejoin_timeout if phase in SLOW_PHASES else self.progress_timeout

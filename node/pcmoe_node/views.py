@@ -14,6 +14,7 @@ from pcmoe_node.errors import PeerLostError, last_words
 from pcmoe_node.participant import assemble, join, restore
 from pcmoe_node.protocol.membership import View
 from pcmoe_node.rounds import Run, run_rounds
+from pcmoe_node.watchdog import Watchdog
 
 log = logging.getLogger("pcmoe")
 
@@ -81,7 +82,8 @@ def _live_through(run: Run, place: Place, view: View, now_connected: Callable[[]
         place.progress("TRAINING")
         log.info("view %d stands; going on after round %d of %d", view.number, view.round, state.rounds)
         run.journal.event("ViewEntered", f"view {view.number} begins after round {view.round}")
-        run_rounds(run, view.round)
+        with Watchdog(transport, run.node.conductor.patience, 2.0 * config.transport.peer_timeout_seconds):
+            run_rounds(run, view.round)
         run.checkpoints.finish(config.training.rounds)
         run.seat.finish()
         state.phase = "DONE"

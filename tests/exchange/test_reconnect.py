@@ -22,13 +22,13 @@ PATIENT = {"peer_timeout_seconds": 6, "connections": 2}
 
 
 @contextmanager
-def through_a_proxy(**overrides: Any) -> Iterator[tuple[Rig, list[FaultProxy]]]:
+def through_a_proxy(rate: float | None = None, **overrides: Any) -> Iterator[tuple[Rig, list[FaultProxy]]]:
     """Two participants whose every connection goes through a proxy."""
     with ExitStack() as stack:
         proxies: list[FaultProxy] = []
 
         def through(_dialer: int, _target: int, endpoint: str) -> str:
-            proxies.append(stack.enter_context(FaultProxy(endpoint)))
+            proxies.append(stack.enter_context(FaultProxy(endpoint, rate=rate)))
             return proxies[-1].endpoint
 
         settings: dict[str, Any] = {"transport": PATIENT, **overrides}
@@ -147,6 +147,20 @@ def test_a_cut_in_the_middle_of_a_large_message_sends_it_again_whole() -> None:
         assert bytes(payload.view[: header.payload_length]) == pattern(header.payload_length, 4)
         payload.release()
         wait_until(lambda: rig[0]._io.peers[1].links[1].idle)
+
+
+def test_a_slow_line_that_moves_is_no_loss_however_long_a_message_takes() -> None:
+    slow = {"peer_timeout_seconds": 2, "connections": 1}
+    with through_a_proxy(rate=250_000, transport=slow, quota={"rows_per_message": 8192}) as (rig, _):
+        made = message(rig.limits[0], rig[0].allocate, Kind.FORWARD, 1, rows=4000, request=4)
+        assert made.header.payload_length > 1_000_000
+        began = time.monotonic()
+        rig[0].send(1, made)
+        arrival = rig[1].receive(20.0)
+        assert arrival.failure is None
+        assert time.monotonic() - began > 2 * slow["peer_timeout_seconds"] - 1
+        arrival.message.payload.release()
+        assert rig[0].reconnected == 0
 
 
 def renew(config: NodeConfig, seconds: float) -> None:

@@ -72,6 +72,19 @@ def test_a_process_that_computes_for_ever_ends_the_others_at_the_progress_deadli
         assert "→ berlin" in consortium.nodes[0].log + consortium.nodes[2].log, "who waits for whom"
 
 
+def test_a_process_that_hangs_ends_itself_and_is_started_again(tmp_path: Path) -> None:
+    configs = configs_of(
+        tmp_path, 2, policy="Wait", training={"rounds": 4}, transport={"rejoin_timeout_seconds": 60}
+    )
+    with running(configs, berlin="forward@4=sleep:600") as consortium:
+        assert consortium.nodes[1].wait(90) == 75, consortium.everything()
+        assert "this process hangs" in consortium.nodes[1].last_error()
+        assert "_train_micro_batch" in consortium.nodes[1].log, "where it hung"
+        consortium.nodes[1].start()
+        for node in consortium.nodes:
+            assert node.wait(90) == 0, consortium.everything()
+
+
 def test_a_slow_node_that_makes_progress_is_no_error(tmp_path: Path) -> None:
     # One micro-batch takes half the progress deadline, a step longer than all of it.
     training = {"rounds": 1, "steps_per_round": 2, "micro_batches_per_step": 3}

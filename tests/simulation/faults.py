@@ -70,7 +70,7 @@ def draw(seed: int, members: int) -> tuple[Fault, ...]:
     luck = random.Random(f"faults {seed}")
     if luck.random() < 0.4:
         return ()
-    kinds = list(COORDINATOR_ONLY if luck.random() < 0.25 else Kind)
+    kinds = list(COORDINATOR_ONLY) if luck.random() < 0.25 else [*Kind, Kind.CRASH_AT, Kind.CRASH_AT]
     # Two processes on two disks of one name are a mistake of people that nothing here repairs.
     left_out = [luck.choice((Kind.LOST_DISK, Kind.ZOMBIE))]
     if luck.random() < 0.8:

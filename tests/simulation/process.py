@@ -1,12 +1,12 @@
 """One process of a participant, from its start to its end: what the real shell around the core does."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tests.simulation.disk import Disk
 from tests.simulation.faults import Kind
 from tests.simulation.invariants import InvariantError
-from tests.simulation.links import CRASHED, STOPPED, EndedError, Link
+from tests.simulation.links import CRASHED, EndedError, Link
 from tests.simulation.network import Message, Wire
 from tests.simulation.node import Node
 from tests.simulation.sessions import Contact, Session
@@ -82,10 +82,6 @@ class Process:
         self.after(self._luck.choice((0.1, 5.0, 40.0)), self._loaded)
         self.after(REJOIN_TIMEOUT, self._waited_in_vain, self._epoch)
 
-    def stop(self) -> None:
-        """SIGTERM: peers and the coordinator are told."""
-        self._end(STOPPED)
-
     def fail(self) -> None:
         """An error of its own ends the run for everybody."""
         self._member.fail(Failure(code=DivergedError.exit_code, origin=self.me, reason="diverged"))
@@ -106,7 +102,7 @@ class Process:
         if self.alive:
             action(*arguments)
 
-    def _end(self, code: int, reason: str = "") -> None:
+    def _end(self, code: int, reason: str = "") -> NoReturn:
         raise EndedError(self, code, reason)
 
     def _point(self, name: str) -> None:

@@ -179,6 +179,9 @@ class Transport(Protocol):
     def pulses(self) -> dict[int, Pulse]:
         """The last beat of every peer: its progress counter, its phase, and for how long it has not moved."""
 
+    def pulse(self) -> Pulse:
+        """The same of this node itself."""
+
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""
 

@@ -122,14 +122,17 @@ class LocalTransport:
 
     def pulses(self) -> dict[int, Pulse]:
         """What is known of each peer's progress."""
-        now = time.monotonic()
-        return {other.index: other.pulse(now) for other in self._network.others(self.index)}
+        return {other.index: other.pulse() for other in self._network.others(self.index)}
 
-    def pulse(self, now: float) -> Pulse:
+    def pulse(self) -> Pulse:
         """This participant's own progress."""
         counter, phase, since = self._pulse
         return Pulse(
-            counter=counter, phase=phase, still_seconds=now - since, left=self._closed, waiting=self._waiting
+            counter=counter,
+            phase=phase,
+            still_seconds=time.monotonic() - since,
+            left=self._closed,
+            waiting=self._waiting,
         )
 
     def traffic(self) -> dict[int, Traffic]:

@@ -42,6 +42,7 @@ class IoThread:
         """Connections that took the place of one that broke, once all were connected."""
         self.reception = Reception(parts, self.peers, lambda peer, error: self.fail(peer, error, tell=False))
         self._progress = (0, "STARTING")
+        self._moved = time.monotonic()
         self._waiting: frozenset[int] = frozenset()
         self._draining = False
         self._flush_until = self._close_at = self._drain_seconds = 0.0
@@ -66,6 +67,7 @@ class IoThread:
     def progress(self, phase: str) -> None:
         """Raise the counter that the beats carry."""
         self._progress = (self._progress[0] + 1, phase)
+        self._moved = time.monotonic()
 
     def waiting(self, participants: frozenset[int]) -> None:
         """Whom the beats say that this node waits for."""
@@ -114,6 +116,14 @@ class IoThread:
             )
             for index, peer in self.peers.items()
         }
+
+    def pulse(self) -> Pulse:
+        """What our own beats say."""
+        counter, phase = self._progress
+        still = time.monotonic() - self._moved
+        return Pulse(
+            counter=counter, phase=phase, still_seconds=still, left=self.ending, waiting=self._waiting
+        )
 
     def end(self, last_words: Message | None, flush_seconds: float, drain_seconds: float) -> None:
         """Write what is queued (or `last_words` only), say goodbye, close, and join the thread."""

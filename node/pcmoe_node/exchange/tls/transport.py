@@ -217,6 +217,12 @@ class TlsTransport:
         """What is known of each peer's progress."""
         return self._io.pulses() if self._io is not None else {}
 
+    def pulse(self) -> Pulse:
+        """What our own beats say."""
+        if self._io is None:
+            return Pulse(counter=0, phase="STARTING", still_seconds=0.0, left=False)
+        return self._io.pulse()
+
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""
         return self._counters.copy()
