@@ -7,9 +7,9 @@
     ├── IdentityError     67  who is who: certificates, CAs, TLS, a peer that holds another agreement
     ├── ProtocolError     68  a peer sent what the agreement forbids: malformed, out of bounds, non-finite
     ├── DivergedError     69  this participant's own numbers overflowed ten steps in a row
-    └── PeerLostError     75  a peer went away or fell silent; starting again may help
+    └── PeerLostError     75  a peer went away, fell silent, stood still or did not come back; starting again may help
 
-Exit code 0 means that the last round is done and stored. A node that is told to stop ends with 143
+Exit code 0 means that everybody has stored the last round. A node that is told to stop ends with 143
 (SIGTERM) or 130 (SIGINT). `pcmoe run` and the operator tell what to restart by these numbers alone.
 """
 

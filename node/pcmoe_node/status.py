@@ -150,6 +150,10 @@ class Page(Protocol):
         """The object that `/status` returns."""
 
     @property
+    def phase(self) -> str:
+        """What it does, in a word."""
+
+    @property
     def ready(self) -> bool:
         """Whether it does its work."""
 
@@ -174,7 +178,7 @@ class StatusServer:
                 elif self.path == "/healthz":
                     self._reply(200, "text/plain", b"ok\n")
                 elif self.path == "/readyz":
-                    self._reply(200 if page.ready else 503, "text/plain", b"ok\n" if page.ready else b"no\n")
+                    self._reply(200 if page.ready else 503, "text/plain", f"{page.phase}\n".encode())
                 else:
                     self._reply(404, "text/plain", b"/status, /metrics, /healthz or /readyz\n")
 
@@ -229,6 +233,19 @@ class Journal:
         except OSError as error:
             raise ResourceError(f"{directory}: can't be used for logs: {error.strerror}") from error
         self._directory = directory
+        for name in ("rounds.jsonl", "events.jsonl"):
+            self._mend(directory / name)
+
+    def _mend(self, path: Path) -> None:
+        """Take away a last line that a killed process left half written: what follows would make it a wrong one."""
+        try:
+            with open(path, "r+b") as file:
+                whole = file.read()
+                file.truncate(whole.rfind(b"\n") + 1)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ResourceError(f"{path}: can't be used: {error.strerror}") from error
 
     def round(self, record: Mapping[str, object]) -> None:
         """A finished round."""

@@ -14,11 +14,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pcmoe_node.errors import ConfigError, ResourceError
 from pcmoe_node.exchange.base import Traffic
-from pcmoe_node.status import Journal, State, StatusServer
+from pcmoe_node.status import Journal, State, StatusServer, write_termination
 
 STATUS_KEYS = {
     "participant",
     "phase",
+    "view",
+    "committed",
+    "waitingFor",
+    "viewsLost",
+    "reconnections",
     "round",
     "rounds",
     "step",
@@ -36,6 +41,10 @@ STATUS_KEYS = {
 }
 METRICS = {
     "pcmoe_round",
+    "pcmoe_committed_round",
+    "pcmoe_view",
+    "pcmoe_views_lost",
+    "pcmoe_reconnections",
     "pcmoe_step",
     "pcmoe_train_loss",
     "pcmoe_held_out_loss",
@@ -76,6 +85,7 @@ def train(state: State) -> None:
     state.train_loss, state.held_out_loss = 2.5, 2.75
     state.tokens, state.tokens_per_second = 153_600, 812.5
     state.peers_connected, state.tensor_bytes = 2, 4096
+    state.view, state.committed, state.views_lost, state.reconnections = 4, 2, 3, 7
     state.traffic = {"lyon": Traffic(10, 20, 1, 2, 3), "porto": Traffic(5, 6, 1, 1, 1)}
 
 
@@ -91,6 +101,11 @@ def test_status_shows_the_state_as_json(server: StatusServer, state: State) -> N
     assert shown == {
         "participant": "berlin",
         "phase": "TRAINING",
+        "view": 4,
+        "committed": 2,
+        "waitingFor": None,
+        "viewsLost": 3,
+        "reconnections": 7,
         "round": 3,
         "rounds": 20,
         "step": 77,
@@ -120,6 +135,8 @@ def test_metrics_are_read_by_a_prometheus_parser(server: StatusServer, state: St
         for sample in family.samples
     }
     assert samples["pcmoe_round", ()] == 3 and samples["pcmoe_step", ()] == 77
+    assert samples["pcmoe_view", ()] == 4 and samples["pcmoe_committed_round", ()] == 2
+    assert samples["pcmoe_views_lost_total", ()] == 3 and samples["pcmoe_reconnections_total", ()] == 7
     assert samples["pcmoe_train_loss", ()] == 2.5 and samples["pcmoe_held_out_loss", ()] == 2.75
     assert samples["pcmoe_tokens_total", ()] == 153_600
     assert samples["pcmoe_bytes_sent_total", (("peer", "lyon"),)] == 10
@@ -143,6 +160,7 @@ def test_what_is_not_known_yet_is_left_out_of_the_metrics_and_null_in_the_status
     ("phase", "code"),
     [
         ("LOADING", 503),
+        ("WAITING", 503),
         ("CONNECTING", 503),
         ("TRAINING", 200),
         ("EVALUATING", 200),
@@ -227,3 +245,33 @@ def test_a_journal_that_cannot_be_written_is_a_resource_error_naming_it(tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"file: .*File exists"):
         Journal(tmp_path / "file")
+
+
+def test_a_line_that_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n{"rou')
+    Journal(tmp_path).round({"round": 2})
+    lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
+
+
+def test_an_event_that_can_not_be_written_is_no_reason_to_end_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path)
+    (tmp_path / "events.jsonl").mkdir()
+    journal.event("ViewLeft", "berlin is lost")
+    assert "event ViewLeft (berlin is lost) is not written down" in caplog.text
+
+
+def test_the_last_status_is_left_where_kubernetes_shows_it_and_is_never_too_long(tmp_path: Path) -> None:
+    state = State(participant="berlin", rounds=3, steps=9, peers=1, error="PeerLostError: lyon is lost")
+    path = tmp_path / "termination"
+    write_termination(str(path), state, 75)
+    told = json.loads(path.read_text())
+    assert (told["exitCode"], told["error"]) == (75, "PeerLostError: lyon is lost")
+    state.waiting_for = "x" * 5000
+    write_termination(str(path), state, 75)
+    assert len(path.read_bytes()) <= 4096
+    assert json.loads(path.read_text()) == {"exitCode": 75, "error": "PeerLostError: lyon is lost"}
+    write_termination(str(tmp_path / "no" / "folder"), state, 75)
+    write_termination(None, state, 75)

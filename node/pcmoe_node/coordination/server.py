@@ -64,6 +64,11 @@ class CoordinatorPage:
         return asdict(self.shown)
 
     @property
+    def phase(self) -> str:
+        """The state of the consortium."""
+        return self.shown.state
+
+    @property
     def ready(self) -> bool:
         """It serves; whether a view stands is another matter."""
         return True
