@@ -120,6 +120,21 @@ def test_a_flipped_bit_is_a_cut_and_never_a_wrong_number() -> None:
         assert rig[0].reconnected >= 3
 
 
+@pytest.mark.parametrize("side", ["dialer", "listener"])
+def test_a_bit_that_is_flipped_in_a_handshake_is_tried_again(side: str) -> None:
+    with ExitStack() as stack:
+
+        def through(_dialer: int, _target: int, endpoint: str) -> str:
+            proxy = stack.enter_context(FaultProxy(endpoint))
+            proxy.flip()
+            if side == "listener":
+                proxy.flip()
+            return proxy.endpoint
+
+        rig = stack.enter_context(open_rig(2, reroute=through, transport=PATIENT))
+        assert rig[0].receive(0.2) is None
+
+
 def test_a_network_that_is_silent_for_less_than_agreed_costs_time_only() -> None:
     with through_a_proxy() as (rig, proxies):
 

@@ -163,6 +163,8 @@ def dial(side: Side, call: Call, hold: Callable[[socket.socket], None]) -> Welco
         raise TryAgainError(f"{endpoint}: closed the connection during the handshake") from error
     except ssl.SSLError as error:
         sock.close()
+        if not _is_refusal(error):  # bytes changed on the way, say
+            raise TryAgainError(f"{endpoint}: {_reason(error)}") from None
         raise _alert(side, name, error) from None
     except OSError as error:
         sock.close()
@@ -359,6 +361,22 @@ def _alert(side: Side, name: str, error: ssl.SSLError) -> IdentityError:
         f"{name}: TLS 1.3 with {ALPN} and both certificates failed (ours has SHA-256 "
         f"{side.identity.fingerprint}): {_reason(error)}"
     )
+
+
+_REFUSALS = (
+    "CERTIFICATE",
+    "UNKNOWN_CA",
+    "HANDSHAKE_FAILURE",
+    "PROTOCOL",
+    "ACCESS_DENIED",
+    "INSUFFICIENT_SECURITY",
+    "WRONG_VERSION",  # it doesn't speak TLS
+)
+
+
+def _is_refusal(error: ssl.SSLError) -> bool:
+    """Whether the other side doesn't want us, or can't; everything else a second attempt may cure."""
+    return any(word in (error.reason or "") for word in _REFUSALS)
 
 
 def _reason(error: OSError) -> str:
