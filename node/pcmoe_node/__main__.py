@@ -96,9 +96,11 @@ def run_node(config: NodeConfig, place: Place) -> None:
     try:
         _live(config, place, state, journal, baseline)
     except BaseException as error:
-        state.phase, state.error = "FAILED", f"{type(error).__name__}: {last_words(error)}"
+        words = last_words(error)
+        told = not isinstance(error, Exception)
+        state.phase, state.error = "FAILED", str(words) if told else f"{type(words).__name__}: {words}"
         exit_code = getattr(error, "exit_code", NodeError.exit_code)
-        journal.event("Failed", state.error)
+        journal.event("Stopped" if told else "Failed", state.error)
         raise
     finally:
         write_termination(config.termination_message, state, exit_code)
@@ -111,9 +113,11 @@ def _live(config: NodeConfig, place: Place, state: State, journal: Journal, base
         log.info("all %d rounds are stored already", config.training.rounds)
         state.phase, state.round = "DONE", config.training.rounds
         return
+    checkpoints.claim(place.incarnation)
     position = stored_position(config, checkpoints)
     state.committed = checkpoints.membership.committed
     seat = place.sit_down(lambda incarnation: _member(config, checkpoints, incarnation))
+    seat.check_owner = checkpoints.check_owner
     try:
         node = assemble(config, order_secret(config, position.secret if position else None))
         log.info("loaded")

@@ -4,6 +4,7 @@
     <directory>/round-000012/state.json          step, secret, digests, data fingerprint: mode 0600
     <directory>/membership.json                  the last view accepted, the last round known to be committed
     <directory>/finished                         everybody has taken leave of everybody
+    <directory>/owner                            the process that writes here
 
 A round is written under a temporary name, fsynced, and renamed; the folder's own entry is fsynced too. A reader
 takes the newest complete one.
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pcmoe_node.errors import ConfigError, ResourceError
+from pcmoe_node.errors import ConfigError, IdentityError, ResourceError
 
 _ROUND = re.compile(r"round-(\d{6})")
 
@@ -70,6 +71,26 @@ class Checkpoints:
                 else:
                     leftover.unlink()
             self.membership = self._read_membership()
+        self._owner: str | None = None
+
+    def claim(self, incarnation: str) -> None:
+        """Be the one that writes here. Whoever did before finds out before it writes again."""
+        with _faults_of(self.directory, "used"):
+            (self.directory / "owner").write_text(incarnation)
+            _fsync(self.directory / "owner")
+        self._owner = incarnation
+
+    def check_owner(self) -> None:
+        """Raise an `IdentityError` if another process has claimed this folder since.
+
+        Kubernetes may start a second pod while the first, cut off, still lives; both may reach one volume.
+        """
+        try:
+            mine = self._owner is None or (self.directory / "owner").read_text() == self._owner
+        except OSError:
+            return  # what is written next will say what is wrong
+        if not mine:
+            raise IdentityError(f"{self.directory}: another process of this participant writes here since")
 
     def rounds(self) -> tuple[int, ...]:
         """Complete rounds, ascending."""
@@ -86,6 +107,7 @@ class Checkpoints:
         now = Membership(max(before.view, view or 0), max(before.committed, committed or 0))
         if now == before:
             return
+        self.check_owner()
         path = self.directory / "membership.json"
         temporary = path.with_suffix(".json.tmp")
         with _faults_of(path, "stored"):
@@ -110,6 +132,7 @@ class Checkpoints:
 
     def finish(self, rounds: int) -> None:
         """Remember that all have stored the last of `rounds`, and nobody needs this participant any more."""
+        self.check_owner()
         with _faults_of(self.directory, "used"):
             (self.directory / "finished").write_text(str(rounds))
             _fsync(self.directory / "finished")
@@ -122,6 +145,7 @@ class Checkpoints:
 
     def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
         """Store a round durably, then drop rounds that nobody can need any more."""
+        self.check_owner()
         final = self._folder(position.round)
         temporary = final.with_suffix(".tmp")
         with _faults_of(final, "stored"):
@@ -171,6 +195,7 @@ class Checkpoints:
 
     def drop_after(self, round_number: int) -> None:
         """Forget rounds that not everybody has."""
+        self.check_owner()
         for later in self.rounds():
             if later > round_number:
                 self._drop(later)

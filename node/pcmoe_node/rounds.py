@@ -101,6 +101,7 @@ def _remember_commit(run: Run) -> None:
     """Write down what is committed, so that older rounds may go and nobody ever begins before it."""
     if run.seat.committed > run.checkpoints.membership.committed:
         run.checkpoints.remember(committed=run.seat.committed)
+        run.seat.stored(run.checkpoints.rounds())
         run.state.committed = run.seat.committed
 
 

@@ -60,7 +60,14 @@ def _hold(run: Run, place: Place, seconds: float) -> View | None:
             log.info("waiting for a view: %s", absent)
             told, told_at = absent, time.monotonic()
 
-    view = run.seat.await_view(seconds, tell)
+    try:
+        view = run.seat.await_view(seconds, tell)
+    except PeerLostError as alone:
+        if run.seat.committed < run.state.rounds:
+            raise
+        # Everybody had this commit on disk before anybody could leave: nobody needs this node.
+        log.info("the last round is committed, and nobody else is there any more: %s", alone)
+        return None
     run.state.waiting_for = None
     return view
 

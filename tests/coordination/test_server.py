@@ -98,7 +98,7 @@ def test_a_node_that_starts_again_ends_the_view_and_everybody_gets_a_new_one(tab
 
 def test_the_older_of_two_processes_of_one_participant_is_told_to_end(table: Table) -> None:
     older = table.sit(1)
-    wait_until(lambda: not older.trouble)
+    wait_until(lambda: len(table.server._mind.present()) == 1)
     table.sit(1)
     with pytest.raises(IdentityError, match="another process of berlin has started since"):
         older.await_view(10.0, lambda _absent: None)
@@ -106,7 +106,7 @@ def test_the_older_of_two_processes_of_one_participant_is_told_to_end(table: Tab
 
 def test_a_failure_reaches_those_who_only_wait(table: Table) -> None:
     seats = [table.sit(0), table.sit(1)]
-    wait_until(lambda: not seats[1].trouble)
+    wait_until(lambda: len(table.server._mind.present()) == 2)
     seats[0].fail(Failure(code=66, origin=0, reason="no space left"))
     with pytest.raises(NodeError, match="amsterdam ended the run: no space left") as caught:
         seats[1].await_view(10.0, lambda _absent: None)
@@ -121,7 +121,7 @@ def test_whoever_is_missing_is_named_to_those_who_wait(table: Table) -> None:
 
 def test_an_agreement_that_differs_ends_both_naming_the_path(table: Table) -> None:
     seat = table.sit(0)
-    wait_until(lambda: not seat.trouble)
+    wait_until(lambda: len(table.server._mind.present()) == 1)
     other = changed(
         table.configs[1],
         identity={

@@ -81,7 +81,7 @@ class Chaos:
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("seed", [1])
 def test_ten_minutes_of_random_faults_end_in_the_same_bits(seed: int, tmp_path: Path) -> None:
-    run = case(rounds=400)
+    run = case(rounds=900)
     undisturbed = configs_of(run, tmp_path / "undisturbed")
     run_local(undisturbed, timeout=1800)
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.training.small import architecture, small_configs
 
 from pcmoe_node import checkpoint
 from pcmoe_node.checkpoint import Checkpoints, Membership
-from pcmoe_node.errors import ConfigError, ResourceError
+from pcmoe_node.errors import ConfigError, IdentityError, ResourceError
 from pcmoe_node.participant import frozen_digest, order_secret, stored_position
 
 
@@ -201,6 +202,24 @@ def test_a_half_written_memory_of_views_leaves_the_old_one(tmp_path: Path) -> No
     (tmp_path / "membership.json.tmp").write_text('{"vi')
     assert Checkpoints(tmp_path, 2).membership == Membership(2, 0)
     assert not (tmp_path / "membership.json.tmp").exists()
+
+
+def test_a_process_whose_folder_another_one_has_taken_writes_nothing_more(tmp_path: Path) -> None:
+    older, newer = stored(tmp_path, 1), Checkpoints(tmp_path, 2)
+    older.claim("1" * 32)
+    older.check_owner()
+    newer.claim("2" * 32)
+    writes: list[Callable[[], None]] = [
+        lambda: older.save(position_of(2), tensors_of(2)),
+        lambda: older.remember(view=9),
+        lambda: older.drop_after(0),
+        lambda: older.finish(2),
+    ]
+    for write in writes:
+        with pytest.raises(IdentityError, match="another process of this participant writes here since"):
+            write()
+    newer.save(position_of(2), tensors_of(2))
+    assert newer.rounds() == (1, 2) and newer.membership.view == 0
 
 
 def test_the_committed_round_stays_however_many_are_stored_after_it(tmp_path: Path) -> None:

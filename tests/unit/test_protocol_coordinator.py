@@ -353,3 +353,14 @@ def test_a_stranger_agreement_is_none_of_the_business_of_a_view_that_stands() ->
 def test_the_newest_committed_round_is_the_newest_that_anybody_knows_of() -> None:
     coordinator, _ = asked(holding(4, committed=4), holding(4, 5, committed=3))
     assert coordinator.round == 4
+
+
+def test_whoever_comes_late_is_told_why_one_that_is_missing_has_ended() -> None:
+    coordinator = Coordinator(NAMES)
+    coordinator.report(0, "i0", Report(failure=Failure(code=66, origin=0, reason="no space left")))
+    coordinator.disconnected(0, "i0")
+    tells = coordinator.report(1, "i1", holding())
+    assert said(tells, 1).failure is None, "it may be a new attempt"
+    assert said(tells, 1).missing[0] == (0, "is not connected: it ended, no space left")
+    tells = coordinator.report(0, "j0", Report())
+    assert said(tells, 1).missing[0] == (0, "is loading")

@@ -42,6 +42,8 @@ class Seat:
         self._failure: NodeError | None = None
         self._finished = False
         self._interrupt: Interrupt | None = None
+        self.check_owner: Callable[[], None] = _nobody_else
+        """Raises if another process has taken this one's place; asked whenever the coordinator is met anew."""
         self.trouble = "it was not reached yet"
         """Why the coordinator is not at hand, for people; empty while it is."""
 
@@ -77,7 +79,6 @@ class Seat:
                 if self._finished:
                     return None
                 if self._offer is not None:
-                    self._leave = None
                     view, self._offer = self._offer, None
                     return view
                 left = deadline - time.monotonic()
@@ -156,6 +157,19 @@ class Seat:
         if interrupt is not None and orders:
             interrupt(errors[0])
 
+    def still_sits(self) -> bool:
+        """Whether this is still its participant's process; where it isn't, the node ends."""
+        try:
+            self.check_owner()
+        except NodeError as error:
+            with self._condition:
+                self._failure, interrupt = error, self._interrupt
+                self._condition.notify_all()
+            if interrupt is not None:
+                interrupt(error)
+            return False
+        return True
+
     def refuse(self, error: NodeError) -> None:
         """The coordinator can't be worked with; a node that is in a view needs it only later."""
         with self._condition:
@@ -170,7 +184,7 @@ class Seat:
         """What a node inside a view is interrupted with; None: it only has a look."""
         match order:
             case Accept():
-                self._offer = order.view
+                self._offer, self._leave = order.view, None
             case Leave():
                 number = self._member.number
                 self._leave = PeerLostError(f"view {number} is over: {order.reason}")
@@ -183,3 +197,7 @@ class Seat:
             case Commit():
                 pass
         return None
+
+
+def _nobody_else() -> None:
+    """Nobody can take this place."""

@@ -181,7 +181,9 @@ class CoordinatorServer(Channels):
         key = self._of.pop(connection, None)
         if key is None:
             return
-        del self._guests[key]
+        before = self._guests.pop(key).before
+        if before is not None:
+            self.drop(before, "what took its place is gone")  # its node, if it still uses it, connects anew
         log.info("%s is not connected any more: %s", self._names[key[0]], why)
         self._carry_out(self._mind.disconnected(*key))
 

@@ -92,6 +92,9 @@ class Session(Channels):
 
     def opened(self, connection: Connection, welcomed: Welcomed) -> None:
         """Connected: say where this node stands."""
+        if not self._seat.still_sits():
+            self.drop(connection, "another process has taken this place")
+            return
         old, self._connection = self._connection, connection
         if old is not None:
             self.drop(old, "replaced")

@@ -55,7 +55,7 @@ def read_notice(data: bytes) -> Notice:
     return replace(
         notice,
         reason=wire.printable(notice.reason),
-        missing=tuple((who, wire.printable(what, 80)) for who, what in notice.missing),
+        missing=tuple((who, wire.printable(what, 300)) for who, what in notice.missing),
         failure=_printable(notice.failure),
     )
 

@@ -58,6 +58,8 @@ class Coordinator:
     _condemned: frozenset[str] = field(init=False, default=frozenset())
     """Incarnations that `failure` concerns; whoever starts after it begins anew."""
     _told: dict[int, tuple[str, Notice]] = field(init=False, default_factory=dict)
+    _ended: dict[int, str] = field(init=False, default_factory=dict)
+    """Why a member ended, until it starts again: whoever comes later and waits for it is told."""
     _offered: dict[str, int] = field(init=False, default_factory=dict)
     """Number of the view that an incarnation was offered last in its session."""
 
@@ -80,8 +82,11 @@ class Coordinator:
         self._present[member] = (incarnation, report)
         self._top = max(self._top, report.view)
         self.finished = max(self.finished, report.finished)
-        if report.failure is not None and incarnation not in self._condemned:
-            self._fail(report.failure)
+        self._ended.pop(member, None)
+        if report.failure is not None:
+            self._ended[member] = report.failure.reason
+            if incarnation not in self._condemned:
+                self._fail(report.failure)
         return tells + self._judge()
 
     def connected(self, member: int, incarnation: str) -> None:
@@ -106,6 +111,7 @@ class Coordinator:
         """
         if self._standing is not None or any(report.mark for _, report in self._present.values()):
             return []
+        self._ended[member] = reason
         self._fail(Failure(code=code, origin=member, reason=reason))
         return self._judge()
 
@@ -130,7 +136,8 @@ class Coordinator:
         found = []
         for member in range(len(self.names)):
             if member not in self._present:
-                found.append((member, "is not connected"))
+                ended = self._ended.get(member)
+                found.append((member, "is not connected" + (f": it ended, {ended}" if ended else "")))
                 continue
             report = self._present[member][1]
             if not report.ready:
