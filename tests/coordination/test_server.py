@@ -33,8 +33,8 @@ class Table:
         self._stack = stack
         self.server: CoordinatorServer = stack.enter_context(coordinating(configs))
 
-    def sit(self, index: int, config: NodeConfig | None = None) -> Seat:
-        """A node takes its seat, loaded and with no rounds."""
+    def sit(self, index: int, config: NodeConfig | None = None, *, loaded: bool = True) -> Seat:
+        """A node takes its seat, with no rounds."""
         place = TlsPlace(config or self.configs[index])
         self._stack.callback(place.close)
 
@@ -42,7 +42,8 @@ class Table:
             return Member(me=index, members=2, incarnation=incarnation, last_round=9)
 
         seat = place.sit_down(member)
-        seat.loaded(())
+        if loaded:
+            seat.loaded(())
         return seat
 
     def enter(self, *seats: Seat) -> View:
@@ -105,7 +106,7 @@ def test_the_older_of_two_processes_of_one_participant_is_told_to_end(table: Tab
 
 
 def test_a_failure_reaches_those_who_only_wait(table: Table) -> None:
-    seats = [table.sit(0), table.sit(1)]
+    seats = [table.sit(0, loaded=False), table.sit(1)]
     wait_until(lambda: len(table.server._mind.present()) == 2)
     seats[0].fail(Failure(code=66, origin=0, reason="no space left"))
     with pytest.raises(NodeError, match="amsterdam ended the run: no space left") as caught:
