@@ -23,31 +23,27 @@ REMIND_SECONDS = 30.0
 
 def run_views(run: Run, place: Place) -> None:
     """Until the last round is committed and nobody needs this node, or until an error that no return can cure."""
-    rejoin = float(run.node.config.transport.rejoin_timeout_seconds)
-    outside_since = time.monotonic()
-    while True:
-        left = outside_since + rejoin - time.monotonic()
-        view = _hold(run, place, left)
-        if view is None:
-            return
-        connected = False
+    transport = run.node.config.transport
+    deadline = time.monotonic() + transport.rejoin_timeout_seconds
+    while (view := _hold(run, place, deadline)) is not None:
+        connected_at: float | None = None
 
-        def now_connected() -> None:
-            nonlocal connected
-            connected = True
+        def connected() -> None:
+            nonlocal connected_at
+            connected_at = time.monotonic()
 
         try:
-            _live_through(run, place, view, now_connected)
+            _live_through(run, place, view, deadline, connected)
             return
         except PeerLostError as lost:
-            if run.node.config.transport.on_peer_loss == "Fail":
+            if transport.on_peer_loss == "Fail":
                 raise
             _leave(run, view, lost)
-            if connected:
-                outside_since = time.monotonic()
+            if connected_at is not None:  # a view that nobody trained in gives no more time
+                deadline = time.monotonic() + transport.rejoin_timeout_seconds
 
 
-def _hold(run: Run, place: Place, seconds: float) -> View | None:
+def _hold(run: Run, place: Place, deadline: float) -> View | None:
     """Wait for a view, and say now and then who keeps it from forming."""
     run.state.phase = "WAITING"
     place.progress("WAITING")
@@ -60,8 +56,9 @@ def _hold(run: Run, place: Place, seconds: float) -> View | None:
             log.info("waiting for a view: %s", absent)
             told, told_at = absent, time.monotonic()
 
+    rule = f"within {run.node.config.transport.rejoin_timeout_seconds} s"
     try:
-        view = run.seat.await_view(seconds, tell)
+        view = run.seat.await_view(deadline, rule, tell)
     except PeerLostError as alone:
         if run.seat.committed < run.state.rounds:
             raise
@@ -72,7 +69,7 @@ def _hold(run: Run, place: Place, seconds: float) -> View | None:
     return view
 
 
-def _live_through(run: Run, place: Place, view: View, now_connected: Callable[[], None]) -> None:
+def _live_through(run: Run, place: Place, view: View, deadline: float, connected: Callable[[], None]) -> None:
     """Enter a view and train in it to the end of the run."""
     config, state = run.node.config, run.state
     _enter(run, view)
@@ -83,9 +80,9 @@ def _live_through(run: Run, place: Place, view: View, now_connected: Callable[[]
         run.seat.inside(transport.interrupt)
         state.phase = "CONNECTING"
         place.progress("CONNECTING")
-        transport.open(float(config.transport.rejoin_timeout_seconds))
+        transport.open(max(1.0, deadline - time.monotonic()))
+        connected()
         state.peers_connected = state.peers
-        now_connected()
         place.progress("TRAINING")
         log.info("view %d stands; going on after round %d of %d", view.number, view.round, state.rounds)
         run.journal.event("ViewEntered", f"view {view.number} begins after round {view.round}")

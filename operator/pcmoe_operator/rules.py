@@ -317,3 +317,63 @@ def _held_out(consortium: Consortium) -> Found:
                     0,
                     "is 0; must be at least 1 with evaluation.sequences",
                 )
+
+
+@rule("one-volume", "spec.local.volumes")
+def _one_volume(consortium: Consortium) -> Found:
+    for i, entry in enumerate(consortium.spec.local):
+        for kind in ("dataset", "model"):
+            volume = getattr(entry.volumes, kind)
+            if volume is not None:
+                given = (volume.persistent_volume_claim, volume.image)
+                yield from _one_of(
+                    f"spec.local[{i}].volumes.{kind}", given, "persistentVolumeClaim and image"
+                )
+        if (checkpoint := entry.volumes.checkpoint) is not None:
+            given = (checkpoint.persistent_volume_claim, checkpoint.size)
+            yield from _one_of(f"spec.local[{i}].volumes.checkpoint", given, "persistentVolumeClaim and size")
+
+
+def _one_of(path: str, given: Sequence[object], names: str) -> Found:
+    count = sum(value is not None for value in given)
+    if count != 1:
+        has = "both" if count else "neither"
+        yield path, has, f"must have exactly one of {names}, has {has}"
+
+
+@rule("claim-made-here", "spec.local.volumes.checkpoint")
+def _claim_made_here(consortium: Consortium) -> Found:
+    for i, entry in enumerate(consortium.spec.local):
+        checkpoint, path = entry.volumes.checkpoint, f"spec.local[{i}].volumes.checkpoint"
+        if checkpoint is None or checkpoint.size is not None:
+            continue
+        if checkpoint.storage_class_name is not None:
+            yield (
+                f"{path}.storageClassName",
+                checkpoint.storage_class_name,
+                f"is {checkpoint.storage_class_name}; must come with size, for a claim that is to be made",
+            )
+        if checkpoint.on_delete == "Delete":
+            message = "is Delete; must come with size: a claim that was there is never deleted"
+            yield f"{path}.onDelete", checkpoint.on_delete, message
+
+
+@rule("one-claim", "spec.local.template.resourceClaims")
+def _one_claim(consortium: Consortium) -> Found:
+    for i, entry in enumerate(consortium.spec.local):
+        path = f"spec.local[{i}].template.resourceClaims"
+        for j, claim in enumerate(entry.template.resource_claims):
+            given = (claim.resource_claim_name, claim.resource_claim_template_name)
+            yield from _one_of(f"{path}[{j}]", given, "resourceClaimName and resourceClaimTemplateName")
+        for j, name in _twice([claim.name for claim in entry.template.resource_claims]):
+            yield f"{path}[{j}].name", name, f"is {name!r} a second time; must be unique"
+
+
+@rule("gpus-counted-once", "spec.local.template.resources", "spec.local.resourceName")
+def _gpus_counted_once(consortium: Consortium) -> Found:
+    for i, entry in enumerate(consortium.spec.local):
+        resources = entry.template.resources
+        for kind in ("requests", "limits") if resources else ():
+            if entry.resource_name in (getattr(resources, kind) or ()):
+                message = f"names {entry.resource_name}; must leave it to gpus"
+                yield f"spec.local[{i}].template.resources.{kind}", entry.resource_name, message

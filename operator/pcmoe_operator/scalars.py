@@ -5,7 +5,9 @@ JSON; sets are sorted. A value that breaks its rule raises a pydantic error whos
 """
 
 import json
+import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
 
-from pcmoe_operator.constants import MAX_CONFIG_BYTES
+from pcmoe_operator.constants import MAX_CONFIG_BYTES, RESERVED_ANNOTATIONS, RESERVED_LABELS
 from pcmoe_operator.shape import canonical_config, parse_config
 
 LABEL = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
@@ -24,6 +26,12 @@ EXPERTS = r"^[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*$"
 JURISDICTION = r"^[A-Z][A-Z0-9-]*$"
 RELATIVE_PATH = r"^[^/\x00-\x1f][^\x00-\x1f]*$"
 CERTIFICATES = r"^\s*-----BEGIN CERTIFICATE-----"
+DNS_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+IMAGE = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$"
+LABEL_VALUE = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$"
+QUANTITY = r"^[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|[MGTPE]i?)?$"
+RESOURCE_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+SIZE = r"^[1-9][0-9]{0,8}(Mi|Gi|Ti|Pi|M|G|T|P)$"
 
 FORMATS = {
     LABEL: "must be lower-case letters, digits and hyphens, with a letter or digit at either end",
@@ -34,6 +42,12 @@ FORMATS = {
     JURISDICTION: "must be capital letters, digits and hyphens, such as EU or US-CA",
     RELATIVE_PATH: "must be a path inside the dataset volume: not absolute",
     CERTIFICATES: "must be PEM text that begins with a certificate",
+    DNS_NAME: "must be lower-case letters, digits, hyphens and dots, with a letter or digit at either end",
+    IMAGE: "must be an image reference, such as registry.example/name@sha256:…",
+    LABEL_VALUE: "must be letters, digits, dots, hyphens and underscores, with a letter or digit at either end",
+    QUANTITY: "must be a quantity, such as 500m, 4 or 64Gi",
+    RESOURCE_NAME: "must be an extended resource with its domain, such as nvidia.com/gpu",
+    SIZE: "must be a whole number with a unit, such as 200Gi",
 }
 """What each pattern means, in words."""
 
@@ -155,3 +169,48 @@ def sorted_set(values: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(values)) < len(values):
         raise PydanticCustomError("unique", "must name each value once")
     return tuple(sorted(values))
+
+
+def number_as_text(value: object) -> object:
+    """A whole number as the quantity it stands for: Kubernetes takes both."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def extended_resource(name: str) -> str:
+    """The name of a resource that whole devices are counted by, not one of Kubernetes' own."""
+    if "kubernetes.io/" in name or name.startswith("requests."):
+        raise PydanticCustomError("extended-resource", "must not be one of Kubernetes' own resources")
+    return name
+
+
+_KEY = re.compile(
+    r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII
+)
+
+
+def qualified_keys(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Labels whose keys Kubernetes takes: `name` or `domain/name`."""
+    if wrong := [key for key in values if not _KEY.fullmatch(key)]:
+        raise PydanticCustomError(
+            "label-key", "{key} must be a name, or a domain, a slash and a name", {"key": repr(wrong[0][:63])}
+        )
+    return values
+
+
+def label_keys(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Labels that nobody else relies on."""
+    return _unreserved(qualified_keys(values), RESERVED_LABELS)
+
+
+def annotation_keys(values: Mapping[str, str]) -> Mapping[str, str]:
+    """Annotations that nobody else relies on, and that stand for no security context."""
+    return _unreserved(qualified_keys(values), RESERVED_ANNOTATIONS)
+
+
+def _unreserved(values: Mapping[str, str], reserved: Sequence[str]) -> Mapping[str, str]:
+    if wrong := [key for key in values if key.startswith(tuple(reserved))]:
+        text = "must not use keys under {reserved}, as {key} does"
+        raise PydanticCustomError(
+            "reserved-key", text, {"reserved": " or ".join(reserved), "key": repr(wrong[0])}
+        )
+    return values

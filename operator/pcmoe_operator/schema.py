@@ -6,15 +6,17 @@ Keys are camelCase in the manifest and snake_case here. Rules between fields are
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
 
 from pcmoe_operator.constants import (
+    MAX_ATTEMPT,
     MAX_CONFIG_BYTES,
     MAX_OBJECT_NAME,
     MAX_PARTICIPANT_NAME,
     MAX_PARTICIPANTS,
     OPERATOR,
 )
+from pcmoe_operator.part import Part
+from pcmoe_operator.pod import ResourceName, Template, Volumes
 from pcmoe_operator.scalars import (
     CERTIFICATES,
     DECIMAL,
@@ -43,14 +45,6 @@ ConfigText = Annotated[
     str, StringConstraints(min_length=2, max_length=MAX_CONFIG_BYTES), AfterValidator(config_text)
 ]
 Jurisdiction = Annotated[str, StringConstraints(pattern=JURISDICTION, max_length=16)]
-
-
-class Part(BaseModel):
-    """Frozen, strict, closed; camelCase outside, snake_case inside."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, validate_default=False
-    )
 
 
 class CheckpointSource(Part):
@@ -220,10 +214,14 @@ class Local(Part):
 
     name: ParticipantName
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    resource_name: ResourceName = "nvidia.com/gpu"
+    """The extended resource that `gpus` counts; `nvidia.com/mig-1g.10gb` for a slice of one."""
     device: Literal["Auto", "CUDA", "CPU"] = "Auto"
     gradient_checkpointing: bool = False
     cpu_threads: Annotated[int, Field(ge=0, le=1024)] = 0
     dataset: Dataset = Dataset()
+    volumes: Volumes = Volumes()
+    template: Template = Template()
 
 
 class Spec(Part):
@@ -231,7 +229,7 @@ class Spec(Part):
 
     suspend: bool | None = None
     managed_by: Annotated[str, StringConstraints(min_length=1, max_length=253)] = OPERATOR
-    attempt: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    attempt: Annotated[int, Field(ge=1, le=MAX_ATTEMPT)] = 1
     agreement: Agreement
     roster: Annotated[tuple[RosterEntry, ...], Field(max_length=MAX_PARTICIPANTS)] = ()
     local: Annotated[tuple[Local, ...], Field(max_length=MAX_PARTICIPANTS)] = ()

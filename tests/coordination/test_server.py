@@ -48,7 +48,9 @@ class Table:
 
     def enter(self, *seats: Seat) -> View:
         """The view that all enter."""
-        views = [seat.await_view(10.0, lambda _absent: None) for seat in seats]
+        views = [
+            seat.await_view(time.monotonic() + 10.0, "within 10 s", lambda _absent: None) for seat in seats
+        ]
         assert views[0] is not None and all(view == views[0] for view in views)
         for seat in seats:
             seat.entered(())
@@ -102,7 +104,7 @@ def test_the_older_of_two_processes_of_one_participant_is_told_to_end(table: Tab
     wait_until(lambda: len(table.server._mind.present()) == 1)
     table.sit(1)
     with pytest.raises(IdentityError, match="another process of berlin has started since"):
-        older.await_view(10.0, lambda _absent: None)
+        older.await_view(time.monotonic() + 10.0, "within 10 s", lambda _absent: None)
 
 
 def test_a_failure_reaches_those_who_only_wait(table: Table) -> None:
@@ -110,14 +112,14 @@ def test_a_failure_reaches_those_who_only_wait(table: Table) -> None:
     wait_until(lambda: len(table.server._mind.present()) == 2)
     seats[0].fail(Failure(code=66, origin=0, reason="no space left"))
     with pytest.raises(NodeError, match="amsterdam ended the run: no space left") as caught:
-        seats[1].await_view(10.0, lambda _absent: None)
+        seats[1].await_view(time.monotonic() + 10.0, "within 10 s", lambda _absent: None)
     assert caught.value.exit_code == 66
 
 
 def test_whoever_is_missing_is_named_to_those_who_wait(table: Table) -> None:
     seat = table.sit(0)
     with pytest.raises(PeerLostError, match="no view within 1 s: berlin is not connected"):
-        seat.await_view(1.0, lambda _absent: None)
+        seat.await_view(time.monotonic() + 1.0, "within 1 s", lambda _absent: None)
 
 
 def test_an_agreement_that_differs_ends_both_naming_the_path(table: Table) -> None:
@@ -131,9 +133,9 @@ def test_an_agreement_that_differs_ends_both_naming_the_path(table: Table) -> No
         },
     )
     with pytest.raises(IdentityError, match="training.rounds: ours 3, coordinator's 2"):
-        table.sit(1, other).await_view(10.0, lambda _absent: None)
+        table.sit(1, other).await_view(time.monotonic() + 10.0, "within 10 s", lambda _absent: None)
     with pytest.raises(IdentityError, match="training.rounds: ours 2, berlin's 3"):
-        seat.await_view(10.0, lambda _absent: None)
+        seat.await_view(time.monotonic() + 10.0, "within 10 s", lambda _absent: None)
 
 
 def test_an_agreement_that_differs_is_no_business_of_a_view_that_stands(table: Table) -> None:

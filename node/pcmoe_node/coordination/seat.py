@@ -66,12 +66,12 @@ class Seat:
             self._member.loaded()
         self._changed()
 
-    def await_view(self, timeout: float, tell: Callable[[str], None]) -> View | None:
+    def await_view(self, deadline: float, rule: str, tell: Callable[[str], None]) -> View | None:
         """The next view to enter; None: the run is over, and nobody needs this node.
 
-        `tell` hears now and then what is waited for. After `timeout` seconds a `PeerLostError` says who is missing.
+        `tell` hears now and then what is waited for. At `deadline` (monotonic) a `PeerLostError` says that there was
+        no view `rule` ("within 8 s"), and who is missing.
         """
-        deadline = time.monotonic() + timeout
         with self._condition:
             while True:
                 if self._failure is not None:
@@ -83,7 +83,7 @@ class Seat:
                     return view
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise PeerLostError(f"no view within {timeout:g} s: {self.absent()}")
+                    raise PeerLostError(f"no view {rule}: {self.absent()}")
                 tell(self.absent())
                 self._condition.wait(min(left, GLANCE_SECONDS))
 

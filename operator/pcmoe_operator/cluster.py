@@ -1,0 +1,186 @@
+"""The API server, as far as the operator needs it: apply, read, list, delete, each with a deadline.
+
+Server-side apply creates and changes in one request, gives the object back, and honours `resourceNames` in a Role also
+for what doesn't exist yet; so nearly everything is an apply. Every failure is a `ClusterError` that says whether and
+when to try again.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kubernetes.aio.client import ApiClient, ApiException, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from pcmoe_operator.constants import API_VERSION, KIND
+from pcmoe_operator.errors import OperatorError, UsageError
+
+Object = dict[str, Any]
+REQUEST_SECONDS = 30.0
+FIELD_MANAGER = "pcmoe-operator"
+APPLY = "application/apply-patch+yaml"
+
+PATHS: Mapping[tuple[str, str], str] = {
+    (API_VERSION, KIND): "/apis/pcmoe.dev/v1alpha1/namespaces/{namespace}/pcmoeconsortia",
+    ("v1", "ConfigMap"): "/api/v1/namespaces/{namespace}/configmaps",
+    ("v1", "Secret"): "/api/v1/namespaces/{namespace}/secrets",
+    ("v1", "Service"): "/api/v1/namespaces/{namespace}/services",
+    ("v1", "PersistentVolumeClaim"): "/api/v1/namespaces/{namespace}/persistentvolumeclaims",
+    ("v1", "Pod"): "/api/v1/namespaces/{namespace}/pods",
+    ("events.k8s.io/v1", "Event"): "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+    ("apps/v1", "Deployment"): "/apis/apps/v1/namespaces/{namespace}/deployments",
+    ("batch/v1", "Job"): "/apis/batch/v1/namespaces/{namespace}/jobs",
+    ("coordination.k8s.io/v1", "Lease"): "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
+    (
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+    ): "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
+}
+"""Where the objects of each kind are; the operator touches no other."""
+
+
+class ClusterError(OperatorError):
+    """A request that failed. `status` is HTTP's; 0: there was no answer."""
+
+    def __init__(self, what: str, status: int, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{what}: {status or 'no answer'}: {reason}")
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        """Seconds that the server asks to wait."""
+
+
+class Requests(Protocol):
+    """One request; what tests put faults into."""
+
+    async def __call__(
+        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+    ) -> Object:
+        """The answer's object; `ClusterError` for anything else."""
+
+
+class Cluster:
+    """Objects in and out. `request` carries each request; see `connect`."""
+
+    def __init__(self, request: Requests) -> None:
+        self._request = request
+
+    async def apply(self, body: Object) -> Object:
+        """Make an object as `body` says; fields it doesn't name are others'. Gives back the whole object."""
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", _path(body), query, body, APPLY)
+
+    async def apply_status(self, body: Object) -> Object:
+        """The same for the `status` of an object."""
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", _path(body) + "/status", query, body, APPLY)
+
+    async def create(self, body: Object) -> Object:
+        """Make an object that must not exist."""
+        path = _path(body).rpartition("/")[0]
+        return await self._request("POST", path, {"fieldManager": FIELD_MANAGER}, body, "application/json")
+
+    async def replace(self, body: Object) -> Object:
+        """Put an object in the place of the one with its resourceVersion; 409 if that has changed."""
+        return await self._request(
+            "PUT", _path(body), {"fieldManager": FIELD_MANAGER}, body, "application/json"
+        )
+
+    async def read(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """An object, or None."""
+        try:
+            return await self._request(
+                "GET", _collection(api_version, kind, namespace) + f"/{name}", {}, None, ""
+            )
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, api_version: str, kind: str, namespace: str, selector: str = "") -> list[Object]:
+        """Every object of a kind that a label selector picks."""
+        query = {"labelSelector": selector} if selector else {}
+        found = await self._request("GET", _collection(api_version, kind, namespace), query, None, "")
+        return [{"apiVersion": api_version, "kind": kind, **item} for item in found.get("items", [])]
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str) -> None:
+        """Delete an object and, in the background, what it owns; one that isn't there is fine."""
+        query = {"propagationPolicy": "Background"}
+        try:
+            await self._request(
+                "DELETE", _collection(api_version, kind, namespace) + f"/{name}", query, None, ""
+            )
+        except ClusterError as error:
+            if error.status != 404:
+                raise
+
+
+def _collection(api_version: str, kind: str, namespace: str) -> str:
+    return PATHS[api_version, kind].format(namespace=namespace)
+
+
+def _path(body: Object) -> str:
+    metadata = body["metadata"]
+    return f"{_collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
+
+
+async def connect(kubeconfig: str | None = None) -> ApiClient:
+    """A client of the cluster this runs in, or of a kubeconfig's; `UsageError` where there is neither."""
+    configuration = Configuration()
+    try:
+        if kubeconfig is None:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            await load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, client_configuration=configuration
+            )
+    except (ConfigException, OSError) as error:
+        where = kubeconfig or "this pod's service account"
+        raise UsageError(f"{where}: no way into a cluster: {error}") from error
+    configuration.retries = 1
+    return ApiClient(configuration)
+
+
+class ApiRequests:
+    """Requests through the Kubernetes client, which brings authentication and TLS."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+
+    async def __call__(
+        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+    ) -> Object:
+        """One request with a deadline."""
+        what = f"{method} {path}"
+        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
+        try:
+            serialized = await self._api.param_serialize(
+                method, path, query_params=list(query.items()), header_params=headers, body=body,
+                auth_settings=["BearerToken"],
+            )  # fmt: skip
+            answer = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
+            data = await answer.read()  # type: ignore[no-untyped-call]
+        except ApiException as error:
+            raise _error(what, error.status or 0, error.reason or "", error.body, error.headers) from None
+        except (OSError, TimeoutError) as error:
+            raise ClusterError(what, 0, str(error) or type(error).__name__) from error
+        except Exception as error:  # the client lets through whatever aiohttp raises
+            raise ClusterError(what, 0, f"{type(error).__name__}: {error}") from error
+        if not 200 <= answer.status < 300:
+            headers_back = answer.getheaders()  # type: ignore[no-untyped-call]
+            raise _error(what, answer.status, answer.reason or "", data, headers_back)
+        found: Object = json.loads(data) if data else {}
+        return found
+
+
+def _error(what: str, status: int, reason: str, body: Any, headers: Any) -> ClusterError:
+    """The server's own words where it has some."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = reason
+    try:
+        retry_after = float(dict(headers or {})["Retry-After"])
+    except (KeyError, ValueError, TypeError):
+        retry_after = None
+    return ClusterError(what, status, str(message)[:1000], retry_after)

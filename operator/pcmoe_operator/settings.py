@@ -1,0 +1,57 @@
+"""What the operator is told by whoever installed it: one JSON file, rendered by the chart."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from pcmoe_operator.errors import UsageError
+
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseModel):
+    """Frozen, closed; camelCase in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    namespaces: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Namespaces whose consortia are looked after; the operator has a Role in each, and rights nowhere else."""
+    participants: tuple[str, ...] = ()
+    """Partner mode: only these participants run here, whatever a manifest's `local` says; empty: all of `local`."""
+    node_image: str
+    """Image of the nodes, by digest."""
+    operator_image: str
+    """Image of the operator; the coordinator runs in it too, without torch."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    cluster_domain: str = "cluster.local"
+    lease_namespace: str
+    lease_name: str = "pcmoe-operator"
+    lease_seconds: Count = 15
+    """A leader that has not renewed for so long is one no more."""
+    resync_seconds: Count = 300
+    """Every consortium is looked at so often at least, spread by chance."""
+    unschedulable_seconds: Count = 120
+    """So long a pod may wait for a machine before its consortium gives back the GPUs that others wait for."""
+    status_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Status is written at most so often for progress alone."""
+    metrics_port: Port = 8080
+    """`/metrics`, `/healthz` and `/readyz` of the operator."""
+    node_port: Port = 8443
+    """The exchange's port in a pod."""
+    status_port: Port = 9400
+    """`/status` and `/metrics` of a pod."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the file; `UsageError` names every field and rule that is broken."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{path}: can't be read: {error.strerror}") from error
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UsageError(f"{path}: {faults}") from None

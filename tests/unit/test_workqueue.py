@@ -1,0 +1,146 @@
+"""The operator's queue: every key is worked on once at a time, and again when something changed meanwhile."""
+
+import asyncio
+from collections.abc import Hashable
+
+from pcmoe_operator.workqueue import Work, WorkQueue
+
+
+def run_until(
+    queue: WorkQueue, work: Work, done: "asyncio.Event | None" = None, seconds: float = 1.0
+) -> None:
+    """Run workers until `done`, or for so long."""
+
+    async def everything() -> None:
+        task = asyncio.create_task(queue.run(work, 2, lambda _key, _error: None))
+        try:
+            if done is None:
+                await asyncio.sleep(seconds)
+            else:
+                await asyncio.wait_for(done.wait(), 5.0)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(everything())
+
+
+def test_a_key_that_is_added_many_times_is_worked_on_once() -> None:
+    queue = WorkQueue()
+    worked: list[str] = []
+
+    async def work(key: Hashable) -> None:
+        worked.append(str(key))
+
+    for _ in range(10):
+        queue.add("a")
+    queue.add("b")
+    run_until(queue, work, seconds=0.1)
+    assert sorted(worked) == ["a", "b"]
+    assert len(queue) == 0
+
+
+def test_a_key_that_is_added_while_it_is_worked_on_is_worked_on_again_and_never_by_two() -> None:
+    queue, done = WorkQueue(), asyncio.Event()
+    busy, rounds = 0, 0
+
+    async def work(key: Hashable) -> None:
+        nonlocal busy, rounds
+        busy += 1
+        assert busy == 1
+        rounds += 1
+        if rounds == 1:
+            queue.add(key)
+        await asyncio.sleep(0.05)
+        busy -= 1
+        if rounds == 2:
+            done.set()
+
+    queue.add("a")
+    run_until(queue, work, done)
+    assert rounds == 2
+
+
+def test_a_key_that_fails_backs_off_and_is_forgotten_once_it_succeeds() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+    waits: list[float] = []
+
+    async def attempts() -> None:
+        nonlocal now
+        queue.add("a")
+        failures = 0
+
+        async def work(_key: Hashable) -> None:
+            nonlocal failures
+            failures += 1
+            if failures < 6:
+                raise RuntimeError("planted")
+
+        task = asyncio.create_task(queue.run(work, 1, lambda _key, _error: None))
+        for _ in range(200):
+            await asyncio.sleep(0)
+            if not queue._entries:
+                break
+            entry = queue._entries["a"]
+            if not entry.working and entry.due > now:
+                waits.append(entry.due - now)
+                now = entry.due
+                queue._changed.set()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(attempts())
+    assert len(waits) == 5
+    for number, wait in enumerate(waits):
+        assert 0.25 * 2**number <= wait <= 0.5 * 2**number, waits
+
+
+def test_a_change_does_not_cut_a_back_off_short() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+
+    async def attempts() -> None:
+        async def work(key: Hashable) -> None:
+            queue.add(key)
+            raise RuntimeError("planted")
+
+        queue.add("a")
+        task = asyncio.create_task(queue.run(work, 1, lambda _key, _error: 7.0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(attempts())
+    assert queue._entries["a"].due == 7.0
+
+
+def test_work_that_asks_to_be_looked_at_again_is_due_then_unless_something_changes_sooner() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+
+    async def once() -> None:
+        async def work(_key: Hashable) -> float:
+            return 30.0
+
+        queue.add("a")
+        task = asyncio.create_task(queue.run(work, 1, lambda _key, _error: None))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert queue._entries["a"].due == 30.0
+        queue.add("a", after=5.0)
+        assert queue._entries["a"].due == 5.0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(once())
+
+
+def test_the_age_of_the_queue_is_that_of_the_most_overdue_key() -> None:
+    now = 10.0
+    queue = WorkQueue(clock=lambda: now)
+    queue.add("a")
+    queue.add("b", after=5.0)
+    now = 13.0
+    assert queue.oldest_seconds == 3.0
