@@ -32,6 +32,9 @@ class Run:
     """Supervised tokens trained on, over all runs."""
     started: float = field(default_factory=time.monotonic)
     before: dict[int, Traffic] = field(default_factory=dict)
+    """With each peer in this view, up to the last record."""
+    earlier: dict[int, Traffic] = field(default_factory=dict)
+    """With each peer in views before this one."""
     reconnections: int = 0
     """In views before this one."""
     standing: int | None = 0
@@ -181,8 +184,20 @@ def _memory(run: Run) -> dict[str, object]:
     }
 
 
+def leave_behind(run: Run) -> None:
+    """A view is over: its transport's counters go on in the next one's."""
+    transport = run.node.conductor.transport
+    run.reconnections += transport.reconnected
+    for peer, counters in transport.traffic().items():
+        run.earlier[peer] = run.earlier.get(peer, Traffic()) + counters
+
+
 def _named(run: Run, traffic: dict[int, Traffic]) -> dict[str, Traffic]:
-    return {run.node.conductor.names[peer]: counters for peer, counters in traffic.items()}
+    """What was exchanged with each peer since this process started."""
+    return {
+        run.node.conductor.names[peer]: run.earlier.get(peer, Traffic()) + counters
+        for peer, counters in traffic.items()
+    }
 
 
 def _named_difference(run: Run, traffic: dict[int, Traffic]) -> dict[str, dict[str, int]]:

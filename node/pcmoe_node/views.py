@@ -13,7 +13,7 @@ from pcmoe_node.coordination.place import Place
 from pcmoe_node.errors import PeerLostError, last_words
 from pcmoe_node.participant import assemble, join, restore
 from pcmoe_node.protocol.membership import View
-from pcmoe_node.rounds import Run, run_rounds
+from pcmoe_node.rounds import Run, leave_behind, run_rounds
 from pcmoe_node.watchdog import Watchdog
 
 log = logging.getLogger("pcmoe")
@@ -94,7 +94,7 @@ def _live_through(run: Run, place: Place, view: View, deadline: float, connected
         transport.close()
     except BaseException as error:
         state.peers_connected = 0
-        run.reconnections += transport.reconnected
+        leave_behind(run)
         transport.abort(last_words(error))
         raise
     finally:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from tests.exchange.rigs import together
-from tests.training.runs import QWEN3_MOE, Case, assert_same_bits, configs_of, run_local, stored_of
+from tests.training.runs import QWEN3_MOE, Case, assert_same_bits, configs_of, rounds_of, run_local, stored_of
 
+import pcmoe_node.rounds as rounds
 import pcmoe_node.views as views
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.checkpoint import Checkpoints
@@ -69,6 +70,10 @@ def test_a_view_that_is_lost_leaves_no_trace_in_the_weights_and_loads_only_what_
     assert table.coordinator.view == 2 or table.coordinator.finished == CASE.rounds
     assert len(anew) == loaded_anew, "only the very beginning is in no round"
     assert_same_bits(stored_of(disturbed, CASE.rounds), stored_of(calm, CASE.rounds))
+    lines = rounds_of(disturbed[0])
+    assert [line["round"] for line in lines if line["round"] == CASE.rounds] == [CASE.rounds], (
+        "each round is told"
+    )
     for config in disturbed:
         membership = Checkpoints(Path(config.checkpoint_directory), 2).membership
         assert (membership.view, membership.committed) == (2, CASE.rounds)
@@ -80,3 +85,20 @@ def test_a_peer_that_says_it_needs_nobody_in_the_middle_of_a_run_ends_it(tmp_pat
 
     with pytest.raises(ProtocolError, match="sent DONE of step 4: must be the last, 9"):
         run_with(configs_of(CASE, tmp_path), 4, early)
+
+
+def test_what_was_exchanged_is_counted_on_over_the_views_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[int]] = {}
+    real = rounds._progress
+
+    def noted(run: rounds.Run) -> None:
+        real(run)
+        sent = sum(traffic.bytes_sent for traffic in run.state.traffic.values())
+        shown.setdefault(run.state.participant, []).append(sent)
+
+    monkeypatch.setattr(rounds, "_progress", noted)
+    run_with(configs_of(CASE, tmp_path), 4, lose)
+    for counts in shown.values():
+        assert counts == sorted(counts) and counts[0] > 0

@@ -6,7 +6,7 @@ conformance suite. Imports no torch: tensors enter and leave through buffers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Protocol
 
@@ -132,6 +132,10 @@ class Traffic:
     messages_received: int = 0
     hidden_rows_sent: int = field(default=0)
     """Rows of hidden states (FORWARD, EVALUATE) sent to this peer."""
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        """Both together."""
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
