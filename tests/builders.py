@@ -37,6 +37,42 @@ QWEN3_MOE: Mapping[str, Any] = {
 """A tiny Qwen3-MoE of the same size."""
 
 
+FULL: Mapping[str, Any] = {
+    "name": "lyon",
+    "gpus": 1,
+    "resourceName": "nvidia.com/mig-1g.10gb",
+    "volumes": {
+        "dataset": {"image": {"reference": "registry.example/notes@sha256:" + "0" * 64}},
+        "model": {"persistentVolumeClaim": {"claimName": "olmoe"}},
+        "checkpoint": {"size": "200Gi", "storageClassName": "fast", "onDelete": "Delete"},
+    },
+    "template": {
+        "nodeSelector": {"kind": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]
+                }
+            }
+        },
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+        ],
+        "resources": {"requests": {"cpu": 4, "memory": "64Gi"}, "limits": {"memory": "96Gi"}},
+        "resourceClaims": [{"name": "nic", "resourceClaimTemplateName": "rdma"}],
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "training",
+        "schedulerName": "volcano",
+        "imagePullSecrets": [{"name": "registry"}],
+        "image": "registry.example/pcmoe-node:1",
+        "labels": {"team": "notes"},
+        "annotations": {"contact": "somebody@example.org"},
+    },
+}
+"""An entry of `local` that says all that can be said of a pod."""
+
+
 def architecture(base: Mapping[str, Any] = OLMOE, **overrides: Any) -> str:
     """A configuration as JSON text; an override of None takes a key away."""
     merged = {**base, **overrides}

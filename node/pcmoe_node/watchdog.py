@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from pcmoe_node.errors import PeerLostError
@@ -16,6 +17,9 @@ from pcmoe_node.exchange.base import Transport
 from pcmoe_node.patience import Patience
 
 log = logging.getLogger("pcmoe")
+
+PAUSED_SECONDS = 10.0
+"""A watchdog that itself was not run for so long has been stopped with its whole process."""
 
 
 def end_process() -> None:
@@ -52,16 +56,22 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._grace / 2)):
-            own = self._transport.pulse()
-            still = own.still_seconds - self._grace
-            if own.waiting or still < self._patience.limit(own.phase):
+        every = min(1.0, self._grace / 2)
+        counter, still, looked = -1, 0.0, time.monotonic()
+        while not self._over.wait(every):
+            own, now = self._transport.pulse(), time.monotonic()
+            # Only time in which this thread ran counts: a process that was stopped for a while doesn't hang.
+            passed, looked = now - looked, now
+            if own.counter != counter or own.waiting or passed > PAUSED_SECONDS:
+                counter, still = own.counter, 0.0
                 continue
-            log.error(
-                "nothing has moved here for %.0f s (in %s), and nobody is waited for: this process hangs, and ends "
-                "so that it can be started again",
-                own.still_seconds,
-                own.phase,
-            )
-            self._end()
-            return
+            still += passed
+            if still - self._grace >= self._patience.limit(own.phase):
+                log.error(
+                    "nothing has moved here for %.0f s (in %s), and nobody is waited for: this process hangs, and "
+                    "ends so that it can be started again",
+                    still,
+                    own.phase,
+                )
+                self._end()
+                return

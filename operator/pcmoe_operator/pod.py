@@ -8,6 +8,7 @@ server judges it when the Job is made. Rules between fields are in `rules.py`.
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from pcmoe_operator.part import Part
 from pcmoe_operator.scalars import (
@@ -80,6 +81,12 @@ class PullSecret(Part):
     name: DnsName
 
 
+def _distinct(secrets: tuple[PullSecret, ...]) -> tuple[PullSecret, ...]:
+    if len(set(secrets)) < len(secrets):
+        raise PydanticCustomError("unique", "must name each Secret once")
+    return secrets
+
+
 class ResourceClaim(Part):
     """A device by dynamic resource allocation: exactly one of a claim and a template of claims."""
 
@@ -109,7 +116,9 @@ class Template(Part):
     runtime_class_name: DnsName | None = None
     priority_class_name: DnsName | None = None
     scheduler_name: DnsName | None = None
-    image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=16)] = ()
+    image_pull_secrets: Annotated[
+        tuple[PullSecret, ...], Field(max_length=16), AfterValidator(_distinct)
+    ] = ()
     image: ImageReference | None = None
     labels: Annotated[dict[str, LabelValue], Field(max_length=32), AfterValidator(label_keys)] | None = None
     annotations: (

@@ -171,6 +171,21 @@ def sorted_set(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(values))
 
 
+_UNITS = {"": 1, "k": 10**3, **{unit: 10 ** (3 * i) for i, unit in enumerate("MGTPE", 2)}}
+_UNITS |= {"Ki": 2**10, **{f"{unit}i": 2 ** (10 * i) for i, unit in enumerate("MGTPE", 2)}}
+
+
+def quantity(text: str) -> Decimal:
+    """The number that a Kubernetes quantity stands for: 1Ki is 1024; raises ValueError for other text."""
+    match = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)(m|k|Ki|[MGTPE]i?)?", text, re.ASCII)
+    try:
+        number = Decimal(match.group(1) if match else "")
+    except InvalidOperation:
+        raise ValueError(f"{text!r} is not a quantity") from None
+    unit = (match.group(2) if match else None) or ""
+    return number / 1000 if unit == "m" else number * _UNITS[unit]
+
+
 def number_as_text(value: object) -> object:
     """A whole number as the quantity it stands for: Kubernetes takes both."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -12,6 +12,18 @@ Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+class PodChoice(BaseModel):
+    """Pods by their own and their namespace's labels, as a NetworkPolicy chooses them: both have to fit.
+
+    Without a namespace's labels it is the consortium's namespace, without a pod's labels every pod there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+    namespace_labels: dict[str, str] = {}
+    pod_labels: dict[str, str] = {}
+
+
 class Settings(BaseModel):
     """Frozen, closed; camelCase in the file."""
 
@@ -44,6 +56,20 @@ class Settings(BaseModel):
     """The exchange's port in a pod."""
     status_port: Port = 9400
     """`/status` and `/metrics` of a pod."""
+    operator_labels: dict[str, str] = {"app.kubernetes.io/name": "pcmoe-operator"}
+    """Labels of the operator's own pods, in `lease_namespace`: they may ask a pod for its status."""
+    metrics_readers: tuple[PodChoice, ...] = ()
+    """Who else may read `status_port`: Prometheus."""
+    dns_pods: tuple[PodChoice, ...] = (
+        PodChoice(namespace_labels={"kubernetes.io/metadata.name": "kube-system"}),
+    )
+    """Who answers for names of the cluster."""
+    dns_addresses: tuple[str, ...] = ()
+    """Address blocks of such servers that are no pods: `169.254.20.10/32` with NodeLocal DNSCache."""
+    dns_ports: Annotated[tuple[Port, ...], Field(min_length=1)] = (53,)
+    """In a server's pod, not in its Service: OpenShift's listens on 5353."""
+    volume_group: int | None = Field(default=65532, ge=1)
+    """`fsGroup` of a node's pod, so that it can write to a new volume; null where admission sets one (OpenShift)."""
 
     @classmethod
     def load(cls, path: Path) -> Self:

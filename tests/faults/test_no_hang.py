@@ -154,7 +154,11 @@ def test_an_agreement_that_differs_ends_everybody_before_anything_is_trained(tmp
     other = {"agreement": json.dumps({"id": "test-2026", "training": {"rounds": 3}})}
     other["agreement_digest"] = "sha256:" + "c" * 64
     configs[1] = changed(configs[1], identity=other)
-    with running(configs) as consortium:
+    with Consortium(configs) as consortium:
+        consortium.coordinator.start()
+        consortium.nodes[0].start()
+        consortium.until(0, lambda status: "berlin is not connected" in str(status["waitingFor"]))
+        consortium.nodes[1].start()
         all_end(consortium, 67, "training.rounds", 90.0, (0, 1))
 
 
@@ -194,7 +198,7 @@ def test_two_processes_of_one_participant_the_older_ends_and_the_newer_trains(tm
             consortium.until(1, lambda status: status["view"] >= 2)
             older.send(signal.SIGCONT)
             assert older.wait(30) == 67, older.tail()
-            assert "another process of amsterdam has started since" in older.last_error()
+            assert "another process of " in older.last_error()
             assert newer.wait(90) == 0, newer.tail()
             assert consortium.nodes[1].wait(10) == 0
         finally:

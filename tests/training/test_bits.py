@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.exchange.rigs import changed
+from tests.exchange.rigs import changed, coordinating
 from tests.training.runs import (
     QWEN3_MOE,
     Case,
@@ -97,15 +97,17 @@ def test_processes_stopped_and_resumed_give_the_same_bits(
     reference: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
     configs = configs_of(CASE, tmp_path)
-    processes = [start_process(config) for config in configs]
-    try:
-        wait_for_round(configs[1], 2)  # so everybody has stored round 1
-        for process in processes:
-            process.terminate()
-        codes = [process.wait(20) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with coordinating(configs):
+        processes = [start_process(config) for config in configs]
+        try:
+            wait_for_round(configs[1], 2)  # so everybody has stored round 1
+            for process in processes:
+                process.terminate()
+            codes = [process.wait(20) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait(10)
     assert set(codes) <= {75, 143}, codes
     # One is a round behind, as a crash before the rename leaves it: everybody goes back to the common one.
     for late in Path(configs[2].checkpoint_directory).glob("round-*"):

@@ -39,6 +39,11 @@ def _config(**changes: Any) -> dict[str, Any]:
     return {f"{SOURCE}.config": architecture(**changes)}
 
 
+def _here(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What one participant that runs here says, beside its name."""
+    return {"local": [{"name": "lyon", **entry}]}
+
+
 _STRUCTURAL = [
     Bad("no id", "required", {f"{AGREEMENT}.id": ...}, ("agreement.id", "required"), "schema"),
     Bad("no rounds", "required", {f"{TRAINING}.rounds": ...}, ("training.rounds", "required"), "schema"),
@@ -185,6 +190,55 @@ _STRUCTURAL = [
         f"{EXPERTS}.placement": "Pinned",
         f"{EXPERTS}.pinned": [{"participant": "lyon", "experts": "all"}],
     }, ("pinned[0].experts", "all", "0-3,8"), "schema"),
+    Bad("attempt 1000", "bounds", {"attempt": 1000}, ("spec.attempt", "1000", "at most 999"), "schema"),
+    Bad("a host path for a volume", "unknown-field", _here({
+        "volumes": {"dataset": {"hostPath": {"path": "/etc"}}}
+    }), ("local[0].volumes.dataset.hostPath", "not a known field"), "schema"),
+    Bad("a Secret for a volume", "unknown-field", _here({
+        "volumes": {"model": {"secret": {"secretName": "x"}}}
+    }), ("local[0].volumes.model.secret",), "schema"),
+    Bad("a security context", "unknown-field", _here({
+        "template": {"securityContext": {"runAsUser": 0}}
+    }), ("local[0].template.securityContext",), "schema"),
+    Bad("a service account", "unknown-field", _here({
+        "template": {"serviceAccountName": "admin"}
+    }), ("local[0].template.serviceAccountName",), "schema"),
+    Bad("a command", "unknown-field", _here({
+        "template": {"command": ["sh"]}
+    }), ("local[0].template.command",), "schema"),
+    Bad("an environment", "unknown-field", _here({
+        "template": {"env": [{"name": "A", "value": "b"}]}
+    }), ("local[0].template.env",), "schema"),
+    Bad("a resource of no domain", "format", _here({
+        "resourceName": "gpu"
+    }), ("local[0].resourceName", '"gpu"', "nvidia.com/gpu"), "schema"),
+    Bad("a size without a unit", "format", _here({
+        "volumes": {"checkpoint": {"size": "200"}}
+    }), ("volumes.checkpoint.size", '"200"', "200Gi"), "schema"),
+    Bad("a size of nothing", "format", _here({
+        "volumes": {"checkpoint": {"size": "0Gi"}}
+    }), ("volumes.checkpoint.size", "0Gi"), "schema"),
+    Bad("a claim's name with a slash", "format", _here({
+        "volumes": {"dataset": {"persistentVolumeClaim": {"claimName": "a/b"}}}
+    }), ("claimName", "a/b", "lower-case"), "schema"),
+    Bad("an image with a space", "format", _here({
+        "template": {"image": "a b"}
+    }), ("template.image", "a b", "image reference"), "schema"),
+    Bad("pulled now and then", "enum", _here({
+        "volumes": {"dataset": {"image": {"reference": "a", "pullPolicy": "Sometimes"}}}
+    }), ("pullPolicy", "Sometimes"), "schema"),
+    Bad("a label's value with a space", "format", _here({
+        "template": {"labels": {"team": "a b"}}
+    }), ("template.labels.team", "a b"), "schema"),
+    Bad("memory in words", "format", _here({
+        "template": {"resources": {"requests": {"memory": "much"}}}
+    }), ("resources.requests.memory", "much", "64Gi"), "schema"),
+    Bad("a pull secret twice", "unique", _here({
+        "template": {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]}
+    }), ("imagePullSecrets", "once"), "schema"),
+    Bad("a device's name twice", "one-claim", _here({
+        "template": {"resourceClaims": [{"name": "a", "resourceClaimName": x} for x in ("b", "c")]}
+    }), ("resourceClaims[1].name", "second time"), "schema"),
 ]  # fmt: skip
 
 _CEL = [
@@ -261,12 +315,51 @@ _CEL = [
     Bad("a path that climbs out", "relative-path", {
         "local": [{"name": "lyon", "dataset": {"path": "a/../../b"}}]
     }, ("dataset.path", "stay inside"), "cel"),
+    Bad("two datasets", "one-volume", _here({
+        "volumes": {"dataset": {"persistentVolumeClaim": {"claimName": "a"}, "image": {"reference": "b"}}}
+    }), ("volumes.dataset", "exactly one of persistentVolumeClaim and image", "both"), "cel"),
+    Bad("a model nowhere", "one-volume", _here({
+        "volumes": {"model": {}}
+    }), ("volumes.model", "exactly one of", "neither"), "cel"),
+    Bad("a checkpoint in two places", "one-volume", _here({
+        "volumes": {"checkpoint": {"persistentVolumeClaim": {"claimName": "a"}, "size": "1Gi"}}
+    }), ("volumes.checkpoint", "exactly one of persistentVolumeClaim and size", "both"), "cel"),
+    Bad("a class for a claim that is there", "claim-made-here", _here({
+        "volumes": {"checkpoint": {"persistentVolumeClaim": {"claimName": "a"}, "storageClassName": "fast"}}
+    }), ("checkpoint.storageClassName", "fast", "with size"), "cel"),
+    Bad("the end of a claim that is there", "claim-made-here", _here({
+        "volumes": {"checkpoint": {"persistentVolumeClaim": {"claimName": "a"}, "onDelete": "Delete"}}
+    }), ("checkpoint.onDelete", "Delete", "with size"), "cel"),
+    Bad("a device from nowhere", "one-claim", _here({
+        "template": {"resourceClaims": [{"name": "a"}]}
+    }), ("resourceClaims[0]", "exactly one of", "neither"), "cel"),
+    Bad("GPUs counted twice", "gpus-counted-once", _here({
+        "gpus": 1, "template": {"resources": {"limits": {"nvidia.com/gpu": 2}}}
+    }), ("resources.limits", "nvidia.com/gpu", "gpus"), "cel"),
+    Bad("one of Kubernetes' own resources", "extended-resource", _here({
+        "resourceName": "kubernetes.io/gpu"
+    }), ("resourceName", "kubernetes.io/gpu", "Kubernetes' own"), "cel"),
+    Bad("a label of the operator's", "reserved-key", _here({
+        "template": {"labels": {"pcmoe.dev/role": "coordinator"}}
+    }), ("template.labels", "pcmoe.dev/role", "app.kubernetes.io/"), "cel"),
+    Bad("an annotation of the operator's", "reserved-key", _here({
+        "template": {"annotations": {"app.kubernetes.io/instance": "x"}}
+    }), ("template.annotations", "app.kubernetes.io/"), "cel"),
+    Bad("a security context as an annotation", "reserved-key", _here({
+        "template": {"annotations": {"container.apparmor.security.beta.kubernetes.io/node": "unconfined"}}
+    }), ("template.annotations", "apparmor"), "cel"),
     Bad("an object's name that is too long", "bounds", {
         "metadata.name": "n" * 31
     }, ("metadata.name", "30"), "cel"),
 ]  # fmt: skip
 
 _OPERATOR = [
+    Bad("a label that is none", "label-key", _here({
+        "template": {"labels": {"a/b/c": "x"}}
+    }), ("template.labels", "a/b/c", "slash")),
+    Bad("a machine's label that is none", "label-key", _here({
+        "template": {"nodeSelector": {"": "x"}}
+    }), ("template.nodeSelector", "a name")),
     Bad("another kind", "enum", {"kind": "Consortium"}, ("kind", "Consortium", "PCMoEConsortium")),
     Bad("another version", "enum", {"apiVersion": "pcmoe.dev/v2"}, ("apiVersion", "pcmoe.dev/v2")),
     Bad("a configuration that isn't JSON", "config-json", {f"{SOURCE}.config": "{olmoe"}, ("config", "JSON")),

@@ -10,11 +10,11 @@ import jsonschema
 import pytest
 from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
-from tests.builders import manifest
+from tests.builders import FULL, manifest
 from tests.unit.bad_manifests import BAD_MANIFESTS, Bad
 
-from pcmoe_operator.constants import GROUP, KIND, VERSION
-from pcmoe_operator.scalars import Between, canonical_decimal
+from pcmoe_operator.constants import GROUP, KIND, RESERVED_ANNOTATIONS, RESERVED_LABELS, VERSION
+from pcmoe_operator.scalars import Between, canonical_decimal, number_as_text
 from pcmoe_operator.schema import Spec
 from pcmoe_operator.spec import read_yaml
 
@@ -25,6 +25,9 @@ SPEC = SCHEMA["properties"]["spec"]
 
 Facts = dict[str, Any]
 
+STORAGE = "local: where this participant's own files are"
+MACHINE = "local: which machine runs this participant, and how"
+
 MARKS = {
     "suspend": "local: pauses what runs here",
     "managedBy": "local: who looks after this object",
@@ -34,6 +37,7 @@ MARKS = {
     "roster[].caBundle": "roster",
     "local[].name": "local: which participants run here",
     "local[].gpus": "local: this participant's speed and memory",
+    "local[].resourceName": "local: this participant's speed and memory",
     "local[].device": "local: this participant's speed",
     "local[].gradientCheckpointing": "local: this participant's memory; the cut sends nothing twice",
     "local[].cpuThreads": "local: this participant's speed",
@@ -41,6 +45,32 @@ MARKS = {
     "local[].dataset.format": "local: this participant's own records",
     "local[].dataset.textField": "local: this participant's own records",
     "local[].dataset.heldOutPercent": "local: this participant's own records",
+    "local[].volumes.dataset.persistentVolumeClaim.claimName": STORAGE,
+    "local[].volumes.dataset.image.reference": STORAGE,
+    "local[].volumes.dataset.image.pullPolicy": STORAGE,
+    "local[].volumes.model.persistentVolumeClaim.claimName": f"{STORAGE}; peers compare its fingerprint",
+    "local[].volumes.model.image.reference": f"{STORAGE}; peers compare its fingerprint",
+    "local[].volumes.model.image.pullPolicy": STORAGE,
+    "local[].volumes.checkpoint.persistentVolumeClaim.claimName": STORAGE,
+    "local[].volumes.checkpoint.size": STORAGE,
+    "local[].volumes.checkpoint.storageClassName": STORAGE,
+    "local[].volumes.checkpoint.onDelete": STORAGE,
+    "local[].template.nodeSelector": MACHINE,
+    "local[].template.tolerations": MACHINE,
+    "local[].template.affinity": MACHINE,
+    "local[].template.topologySpreadConstraints": MACHINE,
+    "local[].template.resources.requests": MACHINE,
+    "local[].template.resources.limits": MACHINE,
+    "local[].template.resourceClaims[].name": MACHINE,
+    "local[].template.resourceClaims[].resourceClaimName": MACHINE,
+    "local[].template.resourceClaims[].resourceClaimTemplateName": MACHINE,
+    "local[].template.runtimeClassName": MACHINE,
+    "local[].template.priorityClassName": MACHINE,
+    "local[].template.schedulerName": MACHINE,
+    "local[].template.imagePullSecrets[].name": MACHINE,
+    "local[].template.image": "local: what a partner runs; nobody else can know it anyway",
+    "local[].template.labels": MACHINE,
+    "local[].template.annotations": MACHINE,
 }
 """Every field not agreed on. Local is only what no other party's work, exposure or limits depend on."""
 
@@ -56,7 +86,9 @@ def crd_facts(node: Any, path: str = "") -> Iterator[tuple[str, Facts]]:
             "default": child.get("default"),
             "enum": child.get("enum"),
             "low": child.get("minimum", child.get("minLength", child.get("minItems"))),
-            "high": child.get("maximum", child.get("maxLength", child.get("maxItems"))),
+            "high": first_of(child, "maximum", "maxLength", "maxItems", "maxProperties"),
+            "values": value_facts(child.get("additionalProperties")),
+            "handed on": bool(child.get("items", child).get("x-kubernetes-preserve-unknown-fields")),
             "pattern": child.get("pattern"),
             "decimal": [
                 r["rule"] for r in child.get("x-kubernetes-validations", ()) if "double(" in r["rule"]
@@ -68,6 +100,18 @@ def crd_facts(node: Any, path: str = "") -> Iterator[tuple[str, Facts]]:
         if kind == "array" and child["items"]["type"] == "object":
             yield from crd_facts(child["items"], f"{where}[]")
         yield from crd_facts(child, where)
+
+
+def first_of(node: Any, *keys: str) -> Any:
+    return next((node[key] for key in keys if key in node), None)
+
+
+def value_facts(node: Any) -> Facts | None:
+    """Facts of the values of a map; a quantity may be a number too."""
+    if node is None:
+        return None
+    number = node.get("x-kubernetes-int-or-string", False)
+    return {"high": node.get("maxLength"), "pattern": node.get("pattern"), "number": number}
 
 
 def type_facts(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Facts]]:
@@ -87,6 +131,8 @@ def type_facts(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Fa
                 "enum": list(get_args(annotation)) if get_origin(annotation) is Literal else None,
                 "low": first(metadata, "ge", "min_length"),
                 "high": first(metadata, "le", "max_length"),
+                "values": map_facts(annotation),
+                "handed on": dict[str, Any] in (annotation, item),
                 "pattern": first(metadata, "pattern"),
                 "decimal": [decimal_rule(m.func) for m in metadata if is_decimal(m)],
             },
@@ -95,6 +141,18 @@ def type_facts(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Fa
             yield from type_facts(annotation, where)
         if isinstance(item, type) and issubclass(item, BaseModel):
             yield from type_facts(item, f"{where}[]")
+
+
+def map_facts(annotation: Any) -> Facts | None:
+    """Facts of the values of a map of texts."""
+    if get_origin(annotation) is not dict or get_args(annotation)[1] is Any:
+        return None
+    _, metadata = unwrapped(get_args(annotation)[1], [])
+    return {
+        "high": first(metadata, "max_length"),
+        "pattern": first(metadata, "pattern"),
+        "number": any(getattr(entry, "func", None) is number_as_text for entry in metadata),
+    }
 
 
 def unwrapped(annotation: Any, metadata: list[Any]) -> tuple[Any, list[Any]]:
@@ -136,7 +194,11 @@ def test_the_types_and_the_crd_have_the_same_fields_with_the_same_rules() -> Non
 
 def test_every_field_is_agreed_or_marked_roster_or_local() -> None:
     fields = dict(crd_facts(SPEC))
-    leaves = {path for path, facts in fields.items() if facts["type"] != "object"}
+    leaves = {
+        path
+        for path, facts in fields.items()
+        if facts["type"] != "object" or facts["values"] or facts["handed on"]
+    }
     leaves = {path for path in leaves if not any(other.startswith(f"{path}[]") for other in fields)}
     assert {path for path in leaves if not path.startswith("agreement.")} == set(MARKS)
 
@@ -166,6 +228,10 @@ def bounded(node: Any, path: str) -> Iterator[str]:
         yield path
     if kind == "integer" and "maximum" not in node and not path.endswith("observedGeneration"):
         yield path
+    if "additionalProperties" in node:
+        if "maxProperties" not in node:
+            yield path
+        yield from bounded({"type": "string", **node["additionalProperties"]}, f"{path}{{}}")
     for key, child in node.get("properties", {}).items():
         yield from bounded(child, f"{path}.{key}")
     if "items" in node:
@@ -181,6 +247,39 @@ def test_there_is_one_immutability_rule_for_the_whole_agreement() -> None:
     rules = [rule["rule"] for rule in SPEC["x-kubernetes-validations"]]
     assert len([rule for rule in rules if "oldSelf" in rule]) == 1
     assert any(rule.startswith("self.agreement == oldSelf.agreement ||") for rule in rules)
+
+
+@pytest.mark.parametrize(
+    ("field", "reserved"), [("labels", RESERVED_LABELS), ("annotations", RESERVED_ANNOTATIONS)]
+)
+def test_the_crd_and_the_types_reserve_the_same_keys(field: str, reserved: tuple[str, ...]) -> None:
+    template = SPEC["properties"]["local"]["items"]["properties"]["template"]["properties"]
+    (rule,) = template[field]["x-kubernetes-validations"]
+    said = " && ".join(f"!k.startsWith('{prefix}')" for prefix in reserved)
+    assert rule["rule"] == f"self.all(k, {said})"
+
+
+HANDED_ON = {"tolerations", "affinity", "topologySpreadConstraints"}
+
+
+def test_only_terms_of_scheduling_are_handed_on_unread() -> None:
+    """Whoever may write a consortium must not gain rights by it, so nothing else may be open."""
+    found = {path for path, facts in crd_facts(SPEC) if facts["handed on"]}
+    assert found == {f"local[].template.{name}" for name in HANDED_ON}
+
+
+def names_in(node: Any) -> Iterator[str]:
+    for name, child in node.get("properties", {}).items():
+        yield name
+        yield from names_in(child)
+    if "items" in node:
+        yield from names_in(node["items"])
+
+
+def test_nothing_that_gives_rights_can_be_said() -> None:
+    forbidden = {"hostPath", "secret", "serviceAccountName", "securityContext", "command", "args", "env"}
+    forbidden |= {"envFrom", "volumeMounts", "containers", "initContainers", "hostNetwork", "projected"}
+    assert not forbidden.intersection(names_in(SPEC))
 
 
 def test_names_group_and_columns() -> None:
@@ -220,6 +319,10 @@ def json_schema(node: Any) -> Any:
         made["additionalProperties"] = False
     if "items" in made:
         made["items"] = json_schema(made["items"])
+    if "additionalProperties" in node:
+        made["additionalProperties"] = json_schema(node["additionalProperties"])
+        if node["additionalProperties"].get("x-kubernetes-int-or-string"):
+            made["additionalProperties"]["type"] = ["integer", "string"]
     return made
 
 
@@ -236,7 +339,7 @@ def duplicates(value: Any, node: Any, path: str = "") -> Iterator[str]:
         ]
         if any(member in members[:i] for i, member in enumerate(members)):
             yield path
-        for item in value:
+        for item in value if "items" in node else ():
             yield from duplicates(item, node["items"], f"{path}[]")
 
 
@@ -252,6 +355,7 @@ def test_the_schema_takes_good_manifests() -> None:
         structural_faults({"local": [{"name": "lyon"}], "roster": [{"name": "lyon", "endpoint": "a:1"}]})
         == []
     )
+    assert structural_faults({"local": [FULL]}) == []
 
 
 @pytest.mark.parametrize("bad", BAD_MANIFESTS, ids=lambda bad: bad.name)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.builders import consortium, manifest, put
+from tests.builders import FULL, consortium, manifest, put
 from tests.unit.bad_manifests import BAD_MANIFESTS, Bad
 
+from pcmoe_operator.agreement import digest
 from pcmoe_operator.errors import Fault, ManifestError, UsageError
 from pcmoe_operator.plan import make_plan
 from pcmoe_operator.rules import RULES
@@ -109,6 +110,18 @@ def test_a_manifest_as_the_api_server_returns_it_is_read() -> None:
 def test_without_local_every_participant_runs_here_with_defaults() -> None:
     assert [entry.name for entry in consortium(3).local] == ["berlin", "lyon", "oslo"]
     assert [entry.name for entry in consortium(3, {"local": [{"name": "oslo"}]}).local] == ["oslo"]
+
+
+def test_what_is_said_of_a_pod_is_read_and_changes_no_digest() -> None:
+    bare, full = consortium(3, {"local": [{"name": "lyon"}]}), consortium(3, {"local": [FULL]})
+    entry = full.local_entry("lyon")
+    assert entry.resource_name == "nvidia.com/mig-1g.10gb"
+    assert bare.local_entry("lyon").resource_name == "nvidia.com/gpu"
+    assert entry.template.resources is not None
+    assert entry.template.resources.requests == {"cpu": "4", "memory": "64Gi"}
+    assert entry.template.tolerations == ({"key": "gpu", "operator": "Exists"},)
+    assert digest(full) == digest(bare)
+    assert make_plan(full).digest == make_plan(bare).digest
 
 
 def test_a_file_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
@@ -219,7 +232,7 @@ def _paths(value: Any, path: str = "") -> Iterator[str]:
 
 RICH = {
     "roster": [{"name": "lyon", "endpoint": "lyon.example:443"}],
-    "local": [{"name": "lyon", "dataset": {"path": "a.jsonl"}}],
+    "local": [{**FULL, "dataset": {"path": "a.jsonl"}}],
     "agreement.experts.pinned": [{"participant": "lyon", "experts": "0-7"}],
     "agreement.experts.placement": "Pinned",
     "agreement.experts.localLayers": {"atStart": 0, "atEnd": 1},

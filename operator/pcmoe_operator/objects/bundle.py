@@ -1,0 +1,28 @@
+"""All objects of one consortium but its Jobs, in the order in which they are applied."""
+
+from collections.abc import Mapping
+
+from pcmoe_operator.objects.configs import coordinator_configmap, node_configmap
+from pcmoe_operator.objects.coordinator import coordinator_deployment
+from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
+from pcmoe_operator.objects.names import Object
+from pcmoe_operator.objects.network import policies, services
+from pcmoe_operator.objects.secrets import secrets
+from pcmoe_operator.objects.volumes import checkpoint_claim
+
+
+def bundle(inputs: Inputs, keys: Keys, claims: Mapping[str, FoundClaim] | None = None) -> list[Object]:
+    """Policies before anything can talk, then what pods mount, then the coordinator. `cluster_faults` must be empty.
+
+    `claims`: by participant, the checkpoint's claim as found in the cluster.
+    """
+    found = claims or {}
+    made = [*policies(inputs), *services(inputs), *secrets(inputs, keys)]
+    made += [node_configmap(inputs, keys, participant) for participant in inputs.here]
+    for participant in inputs.here:
+        claim = checkpoint_claim(inputs, participant, found.get(participant))
+        made += [] if claim is None else [claim]
+    if inputs.coordinates:
+        told = coordinator_configmap(inputs, keys)
+        made += [told, coordinator_deployment(inputs, told)]
+    return made

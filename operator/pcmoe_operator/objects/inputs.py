@@ -1,0 +1,86 @@
+"""What objects are built from: read or drawn by the reconciler, only placed here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pcmoe_operator.objects.names import Owner, coordinator_service, nodes_service
+from pcmoe_operator.pki import KeyPair
+from pcmoe_operator.plan import ParticipantPlan, Plan
+from pcmoe_operator.schema import Consortium
+from pcmoe_operator.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParticipantKeys:
+    """One participant's CA, and the leaf that it signed."""
+
+    authority: KeyPair = field(repr=False)
+    leaf: KeyPair = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """Keys of all that runs here."""
+
+    participants: Mapping[str, ParticipantKeys]
+    coordinator: KeyPair | None = field(default=None, repr=False)
+    """Signed by the CA of the participant that runs it; None if it doesn't run here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundClaim:
+    """A checkpoint's claim as it is in the cluster."""
+
+    size: str
+    """Its request, as a quantity."""
+    storage_class: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """One consortium in this cluster. It holds no key: what needs one is given it beside this."""
+
+    owner: Owner
+    consortium: Consortium
+    plan: Plan
+    settings: Settings
+
+    @property
+    def here(self) -> tuple[str, ...]:
+        """Participants that run in this cluster, by name."""
+        chosen = self.settings.participants
+        return tuple(entry.name for entry in self.consortium.local if not chosen or entry.name in chosen)
+
+    @property
+    def coordinates(self) -> bool:
+        """Whether the coordinator runs in this cluster."""
+        return self.consortium.agreement.coordinator in self.here
+
+    @property
+    def attempt(self) -> int:
+        """Number of this start."""
+        return self.consortium.spec.attempt
+
+    def plan_of(self, participant: str) -> ParticipantPlan:
+        """One participant's part of the plan."""
+        return self.plan.participants[self.plan.names.index(participant)]
+
+    def node_endpoint(self, participant: str) -> str:
+        """`host:port` of a node in this cluster; its name stands before it is ready, and survives its pod."""
+        return f"{participant}.{self._host(nodes_service(self.owner.name))}:{self.settings.node_port}"
+
+    @property
+    def coordinator_endpoint(self) -> str:
+        """`host:port` of the coordinator; where it runs elsewhere, that of the participant that runs it.
+
+        `needs.cluster_faults` has seen to it that this one has an endpoint.
+        """
+        if self.coordinates:
+            return f"{self._host(coordinator_service(self.owner.name))}:{self.settings.node_port}"
+        entry = self.consortium.roster_entry(self.consortium.agreement.coordinator)
+        assert entry is not None
+        assert entry.endpoint is not None
+        return entry.endpoint
+
+    def _host(self, service: str) -> str:
+        return f"{service}.{self.owner.namespace}.svc.{self.settings.cluster_domain}"

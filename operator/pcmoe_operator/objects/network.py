@@ -1,0 +1,117 @@
+"""Services, and who may talk to whom: what these policies don't allow is denied."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pcmoe_operator.objects.inputs import Inputs
+from pcmoe_operator.objects.names import (
+    Object,
+    Role,
+    chosen,
+    coordinator_service,
+    head,
+    labels,
+    nodes_service,
+    policy,
+)
+from pcmoe_operator.settings import PodChoice, Settings
+
+EXCHANGE = "exchange"
+"""Name of the port of TLS between members."""
+STATUS = "status"
+"""Name of the port of status and metrics."""
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+
+
+def services(inputs: Inputs) -> Iterator[Object]:
+    """The headless Service of the nodes, and the coordinator's where it runs here."""
+    owner = inputs.owner
+    nodes = _service(inputs, nodes_service(owner.name), "node")
+    nodes["spec"]["clusterIP"] = "None"
+    # A node is connected to before it is ready: it is ready when all are connected.
+    nodes["spec"]["publishNotReadyAddresses"] = True
+    yield nodes
+    if inputs.coordinates:
+        yield _service(inputs, coordinator_service(owner.name), "coordinator")
+
+
+def _service(inputs: Inputs, name: str, role: Role) -> Object:
+    owner = inputs.owner
+    port = {"name": EXCHANGE, "port": inputs.settings.node_port, "targetPort": EXCHANGE, "protocol": "TCP"}
+    made = head("v1", "Service", name, owner, labels(owner.name, role))
+    return {**made, "spec": {"selector": dict(chosen(owner.name, role)), "ports": [port]}}
+
+
+def policies(inputs: Inputs) -> Iterator[Object]:
+    """The policy of the nodes, and the coordinator's where it runs here.
+
+    Nodes talk to nodes and to the coordinator, which dials nobody. The operator and whoever reads metrics may ask
+    for the status. Names are looked up where the settings say. Nothing else: not the API server, not the internet.
+    """
+    name, settings = inputs.owner.name, inputs.settings
+    nodes, coordinator = _same(chosen(name, "node")), _same(chosen(name, "coordinator"))
+    exchange = [_port(settings.node_port)]
+    status = {"from": _status_readers(settings), "ports": [_port(settings.status_port)]}
+    yield _policy(
+        inputs,
+        "node",
+        ingress=[{"from": [nodes], "ports": exchange}, status],
+        egress=[{"to": [nodes, coordinator], "ports": exchange}, *_names(settings)],
+    )
+    if inputs.coordinates:
+        yield _policy(
+            inputs, "coordinator", ingress=[{"from": [nodes], "ports": exchange}, status], egress=[]
+        )
+
+
+def _policy(inputs: Inputs, role: Role, *, ingress: Sequence[Object], egress: Sequence[Object]) -> Object:
+    owner = inputs.owner
+    made = head(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        policy(owner.name, role),
+        owner,
+        labels(owner.name, role),
+    )
+    spec: Object = {
+        "podSelector": {"matchLabels": dict(chosen(owner.name, role))},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": list(ingress),
+        "egress": list(egress),
+    }
+    # An empty list is stored as none at all, and every apply of one would be a write.
+    return {**made, "spec": {key: value for key, value in spec.items() if value}}
+
+
+def _same(pod_labels: Mapping[str, str]) -> Object:
+    """Pods of the consortium's own namespace."""
+    return {"podSelector": {"matchLabels": dict(pod_labels)}}
+
+
+def _port(number: int, protocol: str = "TCP") -> Object:
+    return {"protocol": protocol, "port": number}
+
+
+def _status_readers(settings: Settings) -> list[Object]:
+    operator = PodChoice(
+        namespace_labels={NAMESPACE_LABEL: settings.lease_namespace}, pod_labels=settings.operator_labels
+    )
+    return [_pods(choice) for choice in (operator, *settings.metrics_readers)]
+
+
+def _names(settings: Settings) -> Iterator[Object]:
+    """The rule for DNS; none without a server, since a rule without peers would let everything through."""
+    blocks: list[Object] = [{"ipBlock": {"cidr": address}} for address in settings.dns_addresses]
+    servers = [*(_pods(choice) for choice in settings.dns_pods), *blocks]
+    ports = [_port(port, protocol) for port in settings.dns_ports for protocol in ("UDP", "TCP")]
+    if servers:
+        yield {"to": servers, "ports": ports}
+
+
+def _pods(choice: PodChoice) -> Object:
+    """A peer of a policy. One without a namespace's labels means the policy's own namespace."""
+    peer: Object = {}
+    if choice.namespace_labels:
+        peer["namespaceSelector"] = {"matchLabels": dict(choice.namespace_labels)}
+    if choice.pod_labels:
+        peer["podSelector"] = {"matchLabels": dict(choice.pod_labels)}
+    return peer or {"podSelector": {}}
