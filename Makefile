@@ -55,9 +55,10 @@ check: $(READY) ## Lint, format, types, import rules
 soak: $(READY) ## Run the long tests (minutes to hours)
 	$(BIN)/python -m pytest -q -m soak --timeout 0 $(PYTEST_ARGS)
 
-bench: $(READY) ## Measure the exchange; prints JSON (use an idle machine)
+bench: $(READY) ## Measure exchange and recovery; prints JSON (use an idle machine)
 	$(BIN)/python benchmarks/exchange.py
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/recovery.py
 
 clean: ## Remove what was built and cached; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
