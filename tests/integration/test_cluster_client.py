@@ -1,0 +1,167 @@
+"""The operator's client and its lease, on a real API server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.builders import manifest
+from tests.cluster.plane import ControlPlane
+
+from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, Object, connect
+from pcmoe_operator.lease import Lease
+
+CRD = yaml.safe_load((Path(__file__).parents[2] / "manifests" / "crd.yaml").read_text())
+SECONDS = 1.5
+"""Of a lease in these tests."""
+
+
+@asynccontextmanager
+async def client(plane: ControlPlane) -> AsyncIterator[Cluster]:
+    """A client with all rights."""
+    api = await connect(str(plane.kubeconfig))
+    try:
+        yield Cluster(ApiRequests(api))
+    finally:
+        await api.close()
+
+
+def run(plane: ControlPlane, work: Callable[[Cluster], Awaitable[None]]) -> None:
+    """Do some work with a client."""
+
+    async def inside() -> None:
+        async with client(plane) as cluster:
+            await work(cluster)
+
+    asyncio.run(inside())
+
+
+def config_map(namespace: str, **data: str) -> Object:
+    """A ConfigMap."""
+    metadata = {"name": "notes", "namespace": namespace, "labels": {"a": "b"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def test_an_object_is_made_changed_read_listed_and_deleted(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        assert await cluster.read("v1", "ConfigMap", namespace, "notes") is None
+        made = await cluster.apply(config_map(namespace, one="1"))
+        again = await cluster.apply(config_map(namespace, one="1"))
+        assert again["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"], (
+            "nothing is written"
+        )
+        await cluster.apply(config_map(namespace, two="2"))
+        found = await cluster.read("v1", "ConfigMap", namespace, "notes")
+        assert found is not None and found["data"] == {"two": "2"}
+        assert [
+            item["metadata"]["name"] for item in await cluster.list("v1", "ConfigMap", namespace, "a=b")
+        ] == ["notes"]
+        await cluster.delete("v1", "ConfigMap", namespace, "notes")
+        await cluster.delete("v1", "ConfigMap", namespace, "notes")
+        assert await cluster.list("v1", "ConfigMap", namespace, "a=b") == []
+
+    run(own_plane, work)
+
+
+def test_what_the_server_refuses_is_told_in_its_own_words(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        with pytest.raises(ClusterError, match="rounds") as caught:
+            bad = manifest(2, {"agreement.training.rounds": 0, "metadata.namespace": namespace})
+            await cluster.apply(bad)
+        assert caught.value.status == 422
+        with pytest.raises(ClusterError) as caught:
+            await cluster.apply(config_map("nowhere"))
+        assert caught.value.status == 404
+
+    own_plane.apply(CRD)
+    run(own_plane, work)
+
+
+def test_a_status_is_written_by_itself(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        made = await cluster.apply(manifest(2, {"metadata.namespace": namespace}))
+        head = {"apiVersion": made["apiVersion"], "kind": made["kind"]}
+        metadata = {"name": made["metadata"]["name"], "namespace": namespace}
+        shown = await cluster.apply_status({**head, "metadata": metadata, "status": {"state": "Running"}})
+        assert shown["status"]["state"] == "Running"
+        assert shown["metadata"]["generation"] == made["metadata"]["generation"]
+
+    own_plane.apply(CRD)
+    run(own_plane, work)
+
+
+def test_a_server_that_is_not_there_is_no_answer(own_plane: ControlPlane) -> None:
+    async def work(_cluster: Cluster) -> None:
+        api = await connect(str(own_plane.kubeconfig))
+        api.configuration.host = "https://127.0.0.1:1"
+        try:
+            with pytest.raises(ClusterError) as caught:
+                await Cluster(ApiRequests(api)).read("v1", "ConfigMap", "default", "notes")
+            assert caught.value.status == 0
+        finally:
+            await api.close()
+
+    run(own_plane, work)
+
+
+def test_one_leads_and_the_next_follows_when_it_lets_go(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        first, second = (Lease(cluster, namespace, "operator", name, SECONDS) for name in ("one", "two"))
+        await first.acquire()
+        waiting = asyncio.create_task(second.acquire())
+        holding = asyncio.create_task(first.hold())
+        await asyncio.sleep(2 * SECONDS)
+        assert first.leading and not second.leading and not waiting.done()
+        holding.cancel()
+        await first.release()
+        await asyncio.wait_for(waiting, SECONDS + 1)
+        assert second.leading and not first.leading
+
+    run(own_plane, work)
+
+
+def test_never_two_lead_when_the_first_one_falls_silent(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        first, second = (Lease(cluster, namespace, "operator", name, SECONDS) for name in ("one", "two"))
+        await first.acquire()
+        waiting = asyncio.create_task(second.acquire())  # the first one never renews
+        while not waiting.done():
+            assert not (first.leading and second.leading)
+            await asyncio.sleep(0.02)
+        assert second.leading and not first.leading
+
+    run(own_plane, work)
+
+
+def test_a_leader_that_can_not_reach_the_server_stops_leading_before_the_lease_ends(
+    own_plane: ControlPlane, namespace: str
+) -> None:
+    class Cuttable:
+        """Requests that can be cut off."""
+
+        def __init__(self, real: ApiRequests) -> None:
+            self._real = real
+            self.cut = False
+
+        async def __call__(
+            self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+        ) -> Object:
+            if self.cut:
+                raise ClusterError(f"{method} {path}", 0, "planted")
+            return await self._real(method, path, query, body, content_type)
+
+    async def work(_cluster: Cluster) -> None:
+        api = await connect(str(own_plane.kubeconfig))
+        try:
+            requests = Cuttable(ApiRequests(api))
+            lease = Lease(Cluster(requests), namespace, "operator", "one", SECONDS)
+            await lease.acquire()
+            requests.cut = True
+            await asyncio.wait_for(lease.hold(), SECONDS + 0.7)
+            assert not lease.leading
+        finally:
+            await api.close()
+
+    run(own_plane, work)
