@@ -38,6 +38,13 @@ def run(plane: ControlPlane, work: Callable[[Cluster], Awaitable[None]]) -> None
     asyncio.run(inside())
 
 
+def install(plane: ControlPlane) -> None:
+    """The CRD, ready for use."""
+    plane.apply(CRD)
+    name = CRD["metadata"]["name"]
+    plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
+
+
 def config_map(namespace: str, **data: str) -> Object:
     """A ConfigMap."""
     metadata = {"name": "notes", "namespace": namespace, "labels": {"a": "b"}}
@@ -75,7 +82,7 @@ def test_what_the_server_refuses_is_told_in_its_own_words(own_plane: ControlPlan
             await cluster.apply(config_map("nowhere"))
         assert caught.value.status == 404
 
-    own_plane.apply(CRD)
+    install(own_plane)
     run(own_plane, work)
 
 
@@ -88,7 +95,7 @@ def test_a_status_is_written_by_itself(own_plane: ControlPlane, namespace: str) 
         assert shown["status"]["state"] == "Running"
         assert shown["metadata"]["generation"] == made["metadata"]["generation"]
 
-    own_plane.apply(CRD)
+    install(own_plane)
     run(own_plane, work)
 
 
