@@ -97,14 +97,23 @@ def write_leaf(folder: Path, leaf: KeyPair) -> None:
 
 
 def renew_due(folder: Path, now: datetime | None = None) -> bool:
-    """Whether the leaf in `folder` needs a successor: too little of its life is left, or it can't be used.
+    """Whether the leaf in `folder` needs a successor, or can't be read; see `leaf_due`."""
+    try:
+        pair = KeyPair(certificate=(folder / "tls.crt").read_text(), key=(folder / "tls.key").read_text())
+    except (OSError, UnicodeDecodeError):
+        return True
+    return leaf_due(pair, now)
+
+
+def leaf_due(pair: KeyPair, now: datetime | None = None) -> bool:
+    """Whether a leaf needs a successor: too little of its life is left, or it can't be used.
 
     A key that doesn't fit its certificate counts as unusable: whoever wrote them was stopped between the two.
     """
     try:
-        leaf = x509.load_pem_x509_certificate((folder / "tls.crt").read_bytes())
-        key = serialization.load_pem_private_key((folder / "tls.key").read_bytes(), None)
-    except (OSError, ValueError):
+        leaf = x509.load_pem_x509_certificate(pair.certificate.encode())
+        key = serialization.load_pem_private_key(pair.key.encode(), None)
+    except ValueError:
         return True
     begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
     return (

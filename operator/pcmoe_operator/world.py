@@ -1,0 +1,61 @@
+"""What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pcmoe_operator.constants import KIND
+from pcmoe_operator.objects.names import CONSORTIUM
+
+Object = dict[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a consortium."""
+
+METADATA = ("name", "namespace", "uid", "labels", "ownerReferences", "creationTimestamp", "deletionTimestamp")
+
+
+class World:
+    """Filled by watches, read by the reconciler; one thread. `changed(key)` is called for every change."""
+
+    def __init__(self, changed: Callable[[Key], None]) -> None:
+        self.consortia: dict[Key, Object] = {}
+        self._children: dict[Key, dict[tuple[str, str], Object]] = {}
+        self._changed = changed
+
+    def saw(self, event: str | None, seen: Object) -> None:
+        """An object as a watch gives it; `event` is DELETED for one that is gone."""
+        metadata = seen["metadata"]
+        namespace, name, kind = metadata["namespace"], metadata["name"], seen.get("kind", "")
+        if kind == KIND:
+            key = (namespace, name)
+            if event == "DELETED":
+                self.consortia.pop(key, None)
+            else:
+                self.consortia[key] = seen
+        else:
+            owner = (metadata.get("labels") or {}).get(CONSORTIUM)
+            if owner is None:
+                return
+            key = (namespace, owner)
+            children = self._children.setdefault(key, {})
+            if event == "DELETED":
+                children.pop((kind, name), None)
+            else:
+                children[kind, name] = trimmed(seen)
+            if not children:
+                del self._children[key]
+        self._changed(key)
+
+    def children(self, key: Key, kind: str) -> list[Object]:
+        """The Jobs or pods of a consortium."""
+        return [child for (of, _), child in self._children.get(key, {}).items() if of == kind]
+
+
+def trimmed(seen: Object) -> Object:
+    """An object without what nobody here looks at: thousands of whole pods are hundreds of megabytes."""
+    metadata, spec = seen["metadata"], seen.get("spec") or {}
+    return {
+        "kind": seen.get("kind"),
+        "metadata": {key: metadata[key] for key in METADATA if key in metadata},
+        "spec": {key: spec[key] for key in ("nodeName", "suspend") if key in spec},
+        "status": seen.get("status") or {},
+    }
