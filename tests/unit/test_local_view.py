@@ -322,3 +322,11 @@ def test_rounds_from_before_a_resumed_run_are_not_told(tmp_path: Path) -> None:
     path.write_text('{"round": 0, "step": 0}\n{"round": 1, "step": 5}\n')
     tail = RoundsTail(path, from_end=True)
     assert (tail.new(), tail.highest()) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[" * 200_000, b'{"a":' * 100_000, b'{"trainLoss": 1' + b"0" * 400 + b"}", b"\xff", b"[]"]
+)
+def test_an_answer_that_no_node_would_give_ends_nothing(answer: bytes) -> None:
+    status = NodeStatus.parse(answer)
+    assert status is None or status.train_loss is None

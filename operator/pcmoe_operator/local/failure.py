@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pcmoe_operator.answers import printable
 from pcmoe_operator.local.restarts import PEER_LOST, by_signal
-from pcmoe_operator.local.watch import printable
 
 TAIL_BYTES = 64 * 1024
 MAX_LINE = 600

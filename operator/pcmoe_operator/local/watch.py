@@ -3,7 +3,6 @@
 An answer is read with a limit and taken apart field by field: what has another type is absent.
 """
 
-import json
 import threading
 import time
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from pcmoe_operator.answers import json_object, number, printable
 from pcmoe_operator.local.processes import Member
 
 POLL_SECONDS = 0.5
@@ -46,7 +46,7 @@ class NodeStatus:
     @staticmethod
     def parse(answer: bytes) -> "NodeStatus | None":
         """The status in a node's answer, or None if it isn't one."""
-        given = _object(answer)
+        given = json_object(answer)
         if given is None:
             return None
         memory = given.get("memory")
@@ -84,7 +84,7 @@ class CoordinatorStatus:
     @staticmethod
     def parse(answer: bytes) -> "CoordinatorStatus | None":
         """The status in the coordinator's answer, or None if it isn't one."""
-        given = _object(answer)
+        given = json_object(answer)
         if given is None:
             return None
         listed = given.get("members")
@@ -97,30 +97,13 @@ class CoordinatorStatus:
         )
 
 
-def _object(answer: bytes) -> dict[str, Any] | None:
-    try:
-        given = json.loads(answer)
-    except ValueError:
-        return None
-    return given if isinstance(given, dict) else None
-
-
 def _number(given: dict[str, Any], key: str) -> float | None:
-    value = given.get(key)
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return number(given.get(key))
 
 
 def _whole(given: dict[str, Any], key: str) -> int:
     value = given.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def printable(text: object, limit: int) -> str:
-    """Text from elsewhere as one printable line of at most `limit` characters; empty if it isn't text."""
-    if not isinstance(text, str):
-        return ""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 class Watch(Generic[S]):
@@ -214,7 +197,7 @@ class RoundsTail:
 
 
 def _round_line(text: bytes) -> RoundLine | None:
-    given = _object(text)
+    given = json_object(text)
     if given is None:
         return None
     traffic = given.get("traffic")
