@@ -47,7 +47,10 @@ class Kind(StrEnum):
 
 
 COORDINATOR_ONLY = (Kind.SESSION, Kind.SESSION_AT, Kind.COORDINATOR, Kind.COORDINATOR_AT, Kind.OVERLAP)
-"""Faults that end no view."""
+"""Faults of the coordinator and of the way to it alone."""
+
+ABSENCE = tuple(kind for kind in COORDINATOR_ONLY if kind is not Kind.OVERLAP)
+"""Those that end no view. While two overlap, one with a session that is gone without its knowing may end one."""
 
 
 @dataclass(frozen=True, slots=True)
