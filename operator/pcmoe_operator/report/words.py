@@ -57,7 +57,10 @@ SENT_AND_KEPT = (
         "Per step: how many tokens were trained, and the squared norm of its experts' gradients",
         "Weights of the experts it hosts, and their optimizer state",
     ),
-    ("Its name, its certificate, the agreement's digest, and how far it is", "Its losses"),
+    (
+        "Its name, its certificate, the agreement's digest, how far it is, and whom it waits for; when it leaves, why",
+        "Its losses",
+    ),
 )
 WARNING_LEAD = "Hidden states and gradients are text-equivalent to whoever receives them:"
 WARNING = (
