@@ -47,10 +47,7 @@ class Kind(StrEnum):
 
 
 COORDINATOR_ONLY = (Kind.SESSION, Kind.SESSION_AT, Kind.COORDINATOR, Kind.COORDINATOR_AT, Kind.OVERLAP)
-"""Faults of the coordinator and of the way to it alone."""
-
-ABSENCE = tuple(kind for kind in COORDINATOR_ONLY if kind is not Kind.OVERLAP)
-"""Those that end no view. While two overlap, one with a session that is gone without its knowing may end one."""
+"""Faults of the coordinator and of the way to it alone: they end no view."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from pcmoe_node.protocol.effects import Request
 
+ENOUGH_BEATS = 50
+"""So many bring several of each member."""
+
 
 class Message(NamedTuple):
     """What travels between nodes: a request, its reply, or one of STEP_END, VOTE and DONE with its content."""
@@ -18,21 +21,37 @@ class Message(NamedTuple):
 
 
 class Network:
-    """Runs events in the order of their time. One generator draws all that is random, so a seed repeats."""
+    """Runs events in the order of their time. All that is random is drawn here, so a seed repeats."""
 
     def __init__(self, seed: int, copies: float, spread: float) -> None:
         """`copies`: probability of a second copy of a message; `spread`: 0 … 1, how far delays differ."""
         self.luck = random.Random(f"run {seed}")
+        self.beat_luck = random.Random(f"beats {seed}")
+        """Its own, so that how often nodes beat changes nothing else of a run."""
         self.now = 0.0
         self._copies = copies
         self._spread = spread
-        self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._events: list[tuple[float, int, bool, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
+        self._to_come = 0
+        """Events that are no beats."""
+        self._beats_alone = 0
+        """Beats since there was any other event to come."""
 
     def after(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
         """Call `action(*arguments)` once `delay` has passed."""
+        self._to_come += 1
+        self._push(delay, False, action, arguments)
+
+    def after_beat(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
+        """The same for what goes on for ever: a run in which nothing else happens any more is at its end."""
+        self._push(delay, True, action, arguments)
+
+    def _push(
+        self, delay: float, beat: bool, action: Callable[..., None], arguments: tuple[object, ...]
+    ) -> None:
         self._count += 1
-        heapq.heappush(self._events, (self.now + delay, self._count, action, arguments))
+        heapq.heappush(self._events, (self.now + delay, self._count, beat, action, arguments))
 
     def send(self, deliver: Callable[..., None], *arguments: object) -> float:
         """A message on its way; one in fifty takes very long. When the last copy of it arrives."""
@@ -45,10 +64,12 @@ class Network:
         return self.now + delay
 
     def step(self) -> bool:
-        """Run the next event. False: there is none."""
-        if not self._events:
+        """Run the next event. False: there is none, or beats alone, and enough of them to be heard."""
+        self._beats_alone = 0 if self._to_come else self._beats_alone + 1
+        if not self._events or self._beats_alone > ENOUGH_BEATS:
             return False
-        self.now, _, action, arguments = heapq.heappop(self._events)
+        self.now, _, beat, action, arguments = heapq.heappop(self._events)
+        self._to_come -= not beat
         action(*arguments)
         return True
 

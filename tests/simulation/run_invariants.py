@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tests.simulation.disk import Disk
-from tests.simulation.faults import ABSENCE
+from tests.simulation.faults import COORDINATOR_ONLY
 from tests.simulation.invariants import Journal, Watch, require
 from tests.simulation.scenario import Scenario
 
@@ -40,7 +40,7 @@ class RunWatch:
         self._committed: set[tuple[str, int]] = set()
         self._trained: dict[int, str] = {}
         self._codes: dict[int, int] = {}
-        self._calm = all(fault.kind in ABSENCE for fault in scenario.faults)
+        self._calm = all(fault.kind in COORDINATOR_ONLY for fault in scenario.faults)
 
     def lost_disk(self, member: int) -> None:
         """A participant's disk is gone; what is put in its place is empty."""

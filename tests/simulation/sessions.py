@@ -28,6 +28,11 @@ class Session:
         """From the node."""
         self._send("report", self.coordinator.hear, self, report)
 
+    def beat(self) -> None:
+        """From the node, now and then."""
+        arrival = self._arrival("report", self._network.beat_luck.random())
+        self._network.after_beat(arrival, self._arrive, self.coordinator.beaten, (self,))
+
     def notice(self, notice: Notice) -> None:
         """From the coordinator."""
         self._send("notice", self.process.hear, self, notice)
@@ -50,9 +55,14 @@ class Session:
 
     def _send(self, way: str, deliver: Callable[..., None], *arguments: object) -> None:
         luck = self._network.luck
-        arrival = self._network.now + luck.random() * luck.choice((1.0, 1.0, 3.0, 20.0, 80.0))
-        self._arrivals[way] = arrival = max(arrival, self._arrivals[way] + 1e-6)
-        self._network.after(arrival - self._network.now, self._arrive, deliver, arguments)
+        delay = self._arrival(way, luck.random() * luck.choice((1.0, 1.0, 3.0, 20.0, 80.0)))
+        self._network.after(delay, self._arrive, deliver, arguments)
+
+    def _arrival(self, way: str, delay: float) -> float:
+        """How long from now: never before what was sent before."""
+        now = self._network.now
+        self._arrivals[way] = max(now + delay, self._arrivals[way] + 1e-6)
+        return self._arrivals[way] - now
 
     def _arrive(self, deliver: Callable[..., None], arguments: tuple[object, ...]) -> None:
         if not self.broken:
@@ -84,8 +94,15 @@ class Contact:
         if session.coordinator.open(session):
             self.session, self._said = session, None
             self._process.welcomed()
+            self._beat(session)
         else:
             self.dial()
+
+    def _beat(self, session: Session) -> None:
+        network = self._world.network
+        if session is self.session and not session.broken and self._process.alive:
+            session.beat()
+            network.after_beat(5.0 + 10.0 * network.beat_luck.random(), self._beat, session)
 
     def lost(self, session: Session) -> None:
         """The session is noticed to be broken."""
@@ -138,6 +155,12 @@ class CoordinatorProcess:
         if self.alive and self._sessions.get((process.me, process.incarnation)) is session:
             self._world.note("coordinator hears", report, "from", process.name)
             self._tell(self.core.report(process.me, process.incarnation, report))
+
+    def beaten(self, session: Session) -> None:
+        """A beat arrived."""
+        key = (session.process.me, session.process.incarnation)
+        if self.alive and self._sessions.get(key) is session:
+            self._tell(self.core.alive(*key))
 
     def session_lost(self, session: Session) -> None:
         """A session is noticed to be gone."""

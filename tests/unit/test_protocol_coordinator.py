@@ -230,6 +230,20 @@ def test_a_new_coordinator_ends_a_view_that_somebody_is_not_in(report: Report) -
     assert (said(tells, 0).over, said(tells, 0).reason) == (view.number, "lyon is not in it")
 
 
+@pytest.mark.parametrize(
+    "old", [holding(5, view=1), inside(View(number=1, round=5, members=((1, "i1"),)), 5)]
+)
+def test_a_session_that_was_silent_since_a_view_began_proves_nothing_against_it(old: Report) -> None:
+    view = View(number=2, round=5, members=((0, "i0"), (1, "i1"), (2, "i2")))
+    coordinator = Coordinator(NAMES)
+    coordinator.connected(1, "i1")
+    coordinator.report(1, "i1", old)
+    _, tells = asked(inside(view, 5), coordinator=coordinator)
+    assert said(tells, 0).over == 0
+    assert coordinator.alive(1, "of another session") == []
+    assert said(coordinator.alive(1, "i1"), 0).over == 2
+
+
 def test_of_two_views_of_one_number_neither_stands() -> None:
     view = View(number=4, round=5, members=((0, "i0"), (1, "i1"), (2, "i2")))
     other = View(number=4, round=5, members=((0, "i0"), (1, "old"), (2, "i2")))

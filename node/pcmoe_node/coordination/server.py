@@ -171,7 +171,7 @@ class CoordinatorServer(Channels):
         key = self._of.get(connection)
         if key is not None:
             _, self._guests[key].phase, _ = wire.decode_beat(data)
-            self._show()
+            self._carry_out(self._mind.alive(*key))
 
     def crashed(self, error: Exception) -> None:
         """The process ends, and whoever started it starts it again."""

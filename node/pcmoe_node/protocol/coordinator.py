@@ -62,6 +62,10 @@ class Coordinator:
     """Why a member ended, until it starts again: whoever comes later and waits for it is told."""
     _offered: dict[str, int] = field(init=False, default_factory=dict)
     """Number of the view that an incarnation was offered last in its session."""
+    _inside: int = field(init=False, default=0)
+    """The highest number of a view that somebody reported from inside."""
+    _heard: set[int] = field(init=False, default_factory=set)
+    """Members whose session was alive since then: what they said before still holds."""
 
     # What arrives
 
@@ -81,6 +85,10 @@ class Coordinator:
             self._told.pop(member, None)
         self._present[member] = (incarnation, report)
         self._top = max(self._top, report.view)
+        if report.mark and report.view > self._inside:
+            self._inside = report.view
+            self._heard.clear()
+        self._heard.add(member)
         self.finished = max(self.finished, report.finished)
         self._ended.pop(member, None)
         if report.failure is not None:
@@ -88,6 +96,13 @@ class Coordinator:
             if incarnation not in self._condemned:
                 self._fail(report.failure)
         return tells + self._judge()
+
+    def alive(self, member: int, incarnation: str) -> list[Tell]:
+        """A member's session has carried a beat: what it reported last is still so."""
+        if member in self._heard or self._present.get(member, ("",))[0] != incarnation:
+            return []
+        self._heard.add(member)
+        return self._judge()
 
     def connected(self, member: int, incarnation: str) -> None:
         """A member's session is new: whatever it was told before may be lost, and what it said may be old."""
@@ -196,16 +211,14 @@ class Coordinator:
 
     def _learn(self) -> None:
         """What members say of a view that was formed elsewhere."""
-        inside = {m: report for m, (_, report) in self._present.items() if report.mark}
-        if not inside:
+        number = max((report.view for _, report in self._present.values() if report.mark), default=0)
+        if not number:
             return
-        number = max(report.view for report in inside.values())
+        inside = {
+            m: report for m, (_, report) in self._present.items() if report.mark and report.view == number
+        }
         marks = {report.mark for report in inside.values()}
-        outside = [
-            self.names[m]
-            for m, (_, report) in self._present.items()
-            if not report.mark and (report.holds or report.view >= number)
-        ]
+        outside = [self.names[m] for m in self._present if self._is_outside(m, number)]
         if outside or len(marks) > 1:
             # Every participant is in every view: one that somebody is not in, nor on the way in, is over.
             self._end(number, f"{outside[0]} is not in it" if outside else "there are two of this number")
@@ -213,6 +226,17 @@ class Coordinator:
             incarnations = tuple(self._present[m][0] for m in range(len(self.names)))
             self._standing = _Standing(number, marks.pop(), incarnations, None)
             self.committed = 0
+
+    def _is_outside(self, member: int, number: int) -> bool:
+        """Whether a member's report proves that it isn't in this view, nor on the way in.
+
+        One from before the view proves it only while its session lives: the member may have gone to the coordinator
+        that formed the view, and this one not have noticed yet.
+        """
+        report = self._present[member][1]
+        if report.view >= number:
+            return not report.mark
+        return (report.holds or bool(report.mark)) and member in self._heard
 
     def _end(self, number: int, reason: str) -> None:
         if number > self.over:
