@@ -83,7 +83,9 @@ class Chaos:
 def test_ten_minutes_of_random_faults_end_in_the_same_bits(seed: int, tmp_path: Path) -> None:
     run = case(rounds=900)
     undisturbed = configs_of(run, tmp_path / "undisturbed")
-    run_local(undisturbed, timeout=1800)
+    began = time.monotonic()
+    run_local(undisturbed, timeout=3600)
+    calm = time.monotonic() - began
     with ExitStack() as stack:
         configs = configs_of(run, tmp_path / "disturbed")
         rerouted, proxies = through_proxies(configs, stack)
@@ -99,7 +101,7 @@ def test_ten_minutes_of_random_faults_end_in_the_same_bits(seed: int, tmp_path: 
                     assert code in (75, 137), f"{process.name} ended with {code}:\n{consortium.everything()}"
                     process.codes.append(int(code or 0))
                     process.start()
-        consortium.finish(300)
+        consortium.finish(300 + 3 * calm)  # what is left, on a machine that may be busier now
         assert sum(chaos.done.values()) >= 20, chaos.done
         assert all("Traceback" not in process.log for process in consortium.nodes)
         assert_same_bits(stored_of(rerouted, run.rounds), stored_of(undisturbed, run.rounds))
