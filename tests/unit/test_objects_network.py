@@ -1,71 +1,14 @@
 """Who may talk to whom, asked of the policies as a network would ask them."""
 
-import ipaddress
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.clustered import everything, inputs, of_kind
+from tests.unit.clustered import everything, here, inputs, of_kind
+from tests.unit.network import NAME_LABEL, End, allowed
 
 from pcmoe_operator.objects.names import Object, labels
-
-NAME_LABEL = "kubernetes.io/metadata.name"
-
-
-@dataclass(frozen=True, kw_only=True)
-class End:
-    """A pod, or a machine outside the cluster."""
-
-    name: str
-    namespace: str | None = "training"
-    labels: Mapping[str, str] = field(default_factory=dict)
-    address: str = "10.0.0.9"
-    namespace_labels: Mapping[str, str] = field(default_factory=dict)
-
-
-def allowed(policies: Sequence[Object], source: End, target: End, port: int, protocol: str = "TCP") -> bool:
-    """Whether a connection goes through: the source may leave and the target may be reached."""
-    return _lets(policies, "Egress", source, target, (port, protocol)) and _lets(
-        policies, "Ingress", target, source, (port, protocol)
-    )
-
-
-def _lets(policies: Sequence[Object], way: str, own: End, other: End, where: tuple[int, str]) -> bool:
-    mine = [
-        policy
-        for policy in policies
-        if own.namespace == policy["metadata"]["namespace"]
-        and way in policy["spec"]["policyTypes"]
-        and _fits(policy["spec"]["podSelector"], own.labels)
-    ]
-    key, side = ("egress", "to") if way == "Egress" else ("ingress", "from")
-    return not mine or any(
-        (not rule[side] or any(_is(peer, policy, other) for peer in rule[side]))
-        and where in [(port["port"], port["protocol"]) for port in rule["ports"]]
-        for policy in mine
-        for rule in policy["spec"].get(key, ())
-    )
-
-
-def _is(peer: Object, policy: Object, other: End) -> bool:
-    if "ipBlock" in peer:
-        return ipaddress.ip_address(other.address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
-    if other.namespace is None:
-        return False
-    if "namespaceSelector" in peer:
-        known = {NAME_LABEL: other.namespace, **other.namespace_labels}
-        if not _fits(peer["namespaceSelector"], known):
-            return False
-    elif other.namespace != policy["metadata"]["namespace"]:
-        return False
-    return _fits(peer.get("podSelector", {}), other.labels)
-
-
-def _fits(selector: Object, have: Mapping[str, str]) -> bool:
-    assert set(selector) <= {"matchLabels"}
-    chosen: Mapping[str, str] = selector.get("matchLabels", {})
-    return chosen.items() <= have.items()
 
 
 def node(name: str, consortium: str = "hospitals", namespace: str = "training") -> End:
@@ -77,8 +20,8 @@ PROMETHEUS = End(name="prometheus", namespace="monitoring", labels={"app.kuberne
 ENDS = [
     node("berlin"),
     node("lyon"),
-    node("of another consortium", "banks"),
-    node("of another namespace", namespace="elsewhere"),
+    node("node of another consortium", "banks"),
+    replace(node("berlin", namespace="elsewhere"), name="berlin of another namespace"),
     End(name="coordinator", labels=labels("hospitals", "coordinator")),
     End(name="another coordinator", labels=labels("banks", "coordinator")),
     OPERATOR,
@@ -88,6 +31,7 @@ ENDS = [
     End(name="a pod beside", labels={"app": "web"}),
     End(name="dns", namespace="kube-system", labels={"k8s-app": "kube-dns"}),
     End(name="dns of the machine", namespace=None, address="169.254.20.10"),
+    End(name="the API server", namespace=None, address="192.0.2.10"),
     End(name="the internet", namespace=None, address="203.0.113.7"),
 ]
 BY_NAME = {end.name: end for end in ENDS}
@@ -111,6 +55,47 @@ def reached(source: str, port: int, made: Sequence[Object], protocol: str = "TCP
     return {
         end.name for end in ENDS if end.name != source and allowed(made, BY_NAME[source], end, port, protocol)
     }
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "through"),
+    [
+        ("berlin", "lyon", "8443", True),
+        ("berlin", "coordinator", "8443", True),
+        ("coordinator", "berlin", "8443", False),
+        ("berlin", "node of another consortium", "8443", False),
+        ("berlin", "another coordinator", "8443", False),
+        ("node of another consortium", "berlin", "8443", False),
+        ("berlin of another namespace", "lyon", "8443", False),
+        ("lyon", "berlin of another namespace", "8443", False),
+        ("a pod beside", "berlin", "8443", False),
+        ("the internet", "berlin", "8443", False),
+        ("operator", "berlin", "8443", False),
+        ("operator", "berlin", "9400", True),
+        ("operator", "coordinator", "9400", True),
+        ("prometheus", "berlin", "9400", True),
+        ("prometheus", "coordinator", "9400", True),
+        ("prometheus", "berlin", "8443", False),
+        ("a false operator", "berlin", "9400", False),
+        ("the operator's neighbour", "berlin", "9400", False),
+        ("a pod beside", "berlin", "9400", False),
+        ("lyon", "berlin", "9400", False),
+        ("berlin", "dns", "53/UDP", True),
+        ("berlin", "dns", "53", True),
+        ("coordinator", "dns", "53/UDP", False),
+        ("berlin", "a pod beside", "53/UDP", False),
+        ("berlin", "the internet", "443", False),
+        ("berlin", "the internet", "53/UDP", False),
+        ("berlin", "the API server", "6443", False),
+        ("berlin", "operator", "8080", False),
+        ("a pod beside", "the internet", "443", True),
+    ],
+)
+def test_who_talks_to_whom(source: str, target: str, port: str, through: bool) -> None:
+    readers = [{"namespaceLabels": {NAME_LABEL: "monitoring"}, "podLabels": dict(PROMETHEUS.labels)}]
+    number, _, protocol = port.partition("/")
+    made = policies(metricsReaders=readers)
+    assert allowed(made, BY_NAME[source], BY_NAME[target], int(number), protocol or "TCP") == through
 
 
 def test_a_node_is_reached_by_the_nodes_of_its_consortium_only() -> None:
@@ -171,3 +156,87 @@ def test_other_ports_are_let_through_where_the_settings_move_them() -> None:
     assert reach("lyon", 9443, made) == {"berlin"}
     assert reach("lyon", 9401, made) == {"operator"}
     assert reach("lyon", 8443, made) == set()
+
+
+PARTNERS = {"pcmoe.lyon.example": "198.51.100.20", "198.51.100.21": "198.51.100.21"}
+
+
+def with_partner(host: str, **settings: Any) -> list[Object]:
+    """Policies of berlin's cluster, lyon being elsewhere."""
+    roster = [{"name": "lyon", "endpoint": f"{host}:443", "caBundle": "-----BEGIN CERTIFICATE-----"}]
+    given = inputs(2, {"roster": roster, "local": here(["berlin"])}, settings=settings)
+    return list(of_kind(everything(given), "NetworkPolicy").values())
+
+
+@pytest.mark.parametrize("host", PARTNERS)
+def test_a_node_reaches_a_partner_elsewhere_at_its_endpoint_and_nothing_beside_it(host: str) -> None:
+    made = with_partner(host, partnerAddresses=["198.51.100.20/32"])
+    partner, other = (
+        End(name="", namespace=None, address=each) for each in (PARTNERS[host], "198.51.100.99")
+    )
+    assert allowed(made, BY_NAME["berlin"], partner, 443)
+    assert not allowed(made, BY_NAME["berlin"], partner, 8443)
+    assert not allowed(made, BY_NAME["berlin"], other, 443)
+    assert not allowed(made, BY_NAME["coordinator"], partner, 443)
+
+
+def test_a_partner_known_by_name_is_not_reached_before_its_addresses_are_said() -> None:
+    partner = End(name="lyon", namespace=None, address="198.51.100.20")
+    assert not allowed(with_partner("pcmoe.lyon.example"), BY_NAME["berlin"], partner, 443)
+
+
+def test_a_partner_comes_in_only_from_where_the_settings_say_and_only_to_the_exchange() -> None:
+    partner = End(name="lyon", namespace=None, address="198.51.100.20")
+    for member in (BY_NAME["berlin"], BY_NAME["coordinator"]):
+        assert not allowed(with_partner("198.51.100.20"), partner, member, 8443)
+        made = with_partner("198.51.100.20", partnerSources=["198.51.100.0/24"])
+        assert allowed(made, partner, member, 8443)
+        assert not allowed(made, partner, member, 9400)
+
+
+def policy(**spec: Any) -> Object:
+    return {"metadata": {"namespace": "training"}, "spec": {"podSelector": {}, **spec}}
+
+
+WEB = End(name="web", labels={"app": "web"}, address="10.1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("spec", "port", "through"),
+    [
+        ({}, 80, False),
+        ({"policyTypes": ["Egress"]}, 80, False),
+        ({"policyTypes": ["Egress"], "egress": [{}]}, 80, True),
+        ({"ingress": [{}]}, 80, True),
+        ({"ingress": [{"ports": [{"port": 80}]}]}, 80, True),
+        ({"ingress": [{"ports": [{"port": 80, "protocol": "UDP"}]}]}, 80, False),
+        ({"ingress": [{"ports": [{"port": 8000, "endPort": 8100}]}]}, 8042, True),
+        ({"ingress": [{"ports": [{"port": 8000, "endPort": 8100}]}]}, 8101, False),
+        ({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}, 80, True),
+        (
+            {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}}]}]},
+            80,
+            False,
+        ),
+        ({"ingress": [{"from": [{"podSelector": {}}]}]}, 80, True),
+        ({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "db"}}}]}]}, 80, False),
+        ({"ingress": [{"from": [{"namespaceSelector": {}}]}]}, 80, True),
+        ({"ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]}, 80, False),
+    ],
+)
+def test_the_network_of_these_tests_keeps_the_rules_of_kubernetes(
+    spec: dict[str, Any], port: int, through: bool
+) -> None:
+    assert allowed([policy(**spec)], WEB, End(name="db", labels={"app": "db"}), port) == through
+
+
+@pytest.mark.parametrize(
+    ("operator", "values", "through"),
+    [("In", ["web"], True), ("NotIn", ["web"], False), ("Exists", [], True), ("DoesNotExist", [], False)],
+)
+def test_the_network_of_these_tests_reads_expressions(
+    operator: str, values: list[str], through: bool
+) -> None:
+    chosen = {"matchExpressions": [{"key": "app", "operator": operator, "values": values}]}
+    made = policy(ingress=[{"from": [{"podSelector": chosen}]}])
+    assert allowed([made], WEB, End(name="db"), 80) == through

@@ -1,5 +1,6 @@
 """Services, and who may talk to whom: what these policies don't allow is denied."""
 
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 
 from pcmoe_operator.objects.inputs import Inputs
@@ -45,22 +46,57 @@ def policies(inputs: Inputs) -> Iterator[Object]:
     """The policy of the nodes, and the coordinator's where it runs here.
 
     Nodes talk to nodes and to the coordinator, which dials nobody. The operator and whoever reads metrics may ask
-    for the status. Names are looked up where the settings say. Nothing else: not the API server, not the internet.
+    for the status. Names are looked up where the settings say. Participants elsewhere are reached at the roster's
+    ports, at its addresses or the settings', and come in from where the settings say. Nothing else: no API server.
     """
     name, settings = inputs.owner.name, inputs.settings
     nodes, coordinator = _same(chosen(name, "node")), _same(chosen(name, "coordinator"))
     exchange = [_port(settings.node_port)]
+    partners_in = _partners_in(inputs)
     status = {"from": _status_readers(settings), "ports": [_port(settings.status_port)]}
     yield _policy(
         inputs,
         "node",
-        ingress=[{"from": [nodes], "ports": exchange}, status],
-        egress=[{"to": [nodes, coordinator], "ports": exchange}, *_names(settings)],
+        ingress=[{"from": [nodes, *partners_in], "ports": exchange}, status],
+        egress=[{"to": [nodes, coordinator], "ports": exchange}, *_partners_out(inputs), *_names(settings)],
     )
     if inputs.coordinates:
-        yield _policy(
-            inputs, "coordinator", ingress=[{"from": [nodes], "ports": exchange}, status], egress=[]
-        )
+        came = {"from": [nodes, *partners_in], "ports": exchange}
+        yield _policy(inputs, "coordinator", ingress=[came, status], egress=[])
+
+
+def _elsewhere(inputs: Inputs) -> list[str]:
+    """Participants that run in another cluster."""
+    return [name for name in inputs.consortium.names if name not in inputs.here]
+
+
+def _partners_out(inputs: Inputs) -> Iterator[Object]:
+    """A rule per endpoint of the roster; none without an address: a rule without peers would let everything out."""
+    for name in _elsewhere(inputs):
+        entry = inputs.consortium.roster_entry(name)
+        if entry is None or entry.endpoint is None:
+            continue
+        host, _, port = entry.endpoint.rpartition(":")
+        blocks = [{"ipBlock": {"cidr": block}} for block in _blocks(host, inputs.settings)]
+        if blocks:
+            yield {"to": blocks, "ports": [_port(int(port))]}
+
+
+def _blocks(host: str, settings: Settings) -> Sequence[str]:
+    """Where a host is: itself if it is an address, or else where the settings say that partners are."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return settings.partner_addresses
+    return (f"{address}/{address.max_prefixlen}",)
+
+
+def _partners_in(inputs: Inputs) -> list[Object]:
+    """From where participants elsewhere come in; nobody where all run here."""
+    if not _elsewhere(inputs):
+        return []
+    blocks: list[Object] = [{"ipBlock": {"cidr": block}} for block in inputs.settings.partner_sources]
+    return [*blocks, *(_pods(choice) for choice in inputs.settings.partner_gateways)]
 
 
 def _policy(inputs: Inputs, role: Role, *, ingress: Sequence[Object], egress: Sequence[Object]) -> Object:
