@@ -4,13 +4,16 @@ An end stays: what is Completed or Failed is so until `spec.attempt` rises, what
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from pcmoe_operator.agreement import digest
 from pcmoe_operator.answers import items, printable, text_at, whole
 from pcmoe_operator.errors import Fault
+from pcmoe_operator.gang import LACKING, Stage
+from pcmoe_operator.giving_up import Crashes, crashes_of, given_up
+from pcmoe_operator.observe import Trouble
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import (
     Intent,
@@ -37,7 +40,7 @@ PROGRESS = frozenset({"round", "loss"})
 """What changes while all is well."""
 ENTRY_PROGRESS = frozenset({"round", "phase", "restarts", "message"})
 """The same in a participant's entry; in a condition it is the message alone."""
-LAST_KNOWN = ("round", "phase", "restarts", "node")
+LAST_KNOWN = ("round", "phase", "restarts", "crashes", "lastCrash", "node")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +62,17 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
         end = None
     else:
         end = _written_end(before)
-    end = end or _observed_end(observation)
-    rows = [standing_of(name, observation) for name in observation.seen.participants]
-    committed = max(observation.committed, min(_round(before), observation.rounds))
-    loss = _loss(observation) or (text_at(before, "loss") if end else "")
     entries = {entry.get("name"): entry for entry in items(before, "participants")}
+    seen = observation.seen.participants
+    rows = [_recalled(standing_of(name, observation), entries.get(name, {}), observation) for name in seen]
+    committed = max(observation.committed, min(_round(before), observation.rounds))
+    progressed = committed > _round(before)
+    crashes = {name: crashes_of(seen[name], entries.get(name, {}), progressed) for name in seen}
+    end = end or _observed_end(observation)
+    if end is None and (over := given_up(rows, crashes, seen, committed, observation.restarts_allowed)):
+        rows = [over[0] if row.name == over[0].name else row for row in rows]
+        end = _condition("Failed", "True", over[1].reason, over[1].sentence)
+    loss = _loss(observation) or (text_at(before, "loss") if end else "")
     conditions = [_accepted(), _suspended(observation, rows), *_placed(observation, rows, end)]
     conditions += _ends(end, f"{committed} of {observation.rounds} rounds are committed")
     made = {
@@ -73,11 +82,14 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
         "ready": f"{sum(row.ready for row in rows)}/{len(rows)}",
         "loss": loss,
         "attempt": observation.attempt,
+        "applied": observation.applied,
         "agreement": {"active": digest(observation.consortium), "plan": observation.plan_digest},
-        "participants": [_entry(row, entries.get(row.name, {}), end) for row in rows],
+        "participants": [_entry(row, crashes[row.name], entries.get(row.name, {}), end) for row in rows],
         "conditions": _dated(before, conditions, observation.generation, now),
         "lastUpdateTime": _moment(now, "milliseconds"),
     }
+    if observation.release is not None and end is None:
+        made["release"] = observation.release.written()
     return {key: value for key, value in made.items() if value != ""}
 
 
@@ -89,7 +101,7 @@ def rejected(previous: Status | None, generation: int, faults: Sequence[Fault], 
     text = f"{'; '.join([*told, *more])}; {Reason.InvalidSpec.remedy}"
     made = _dated(before, [_condition("Accepted", "False", Reason.InvalidSpec, text)], generation, now)
     return {
-        **before,
+        **{key: value for key, value in before.items() if key != "release"},  # it takes nobody's turn
         "observedGeneration": generation,
         "state": "Invalid",
         "conditions": [
@@ -136,7 +148,7 @@ def _accepted() -> Condition:
 def _suspended(observation: Observation, rows: Sequence[Standing]) -> Condition:
     if observation.intent is not Intent.SUSPEND:
         yields = observation.intent is Intent.YIELD
-        return _condition("Suspended", "False", Reason.GpusReleased if yields else Reason.NotSuspended)
+        return _condition("Suspended", "False", observation.yields if yields else Reason.NotSuspended)
     alive = [row.name for row in rows if not row.gone and row.state not in ENDS]
     if alive:
         return _condition("Suspended", "False", Reason.Suspending, sentence(listed(alive), Reason.Suspending))
@@ -161,9 +173,10 @@ def _scheduled(rows: Sequence[Standing], reason: Reason, words: str) -> Conditio
     if rows and not homeless:
         return _condition("Scheduled", "True", Reason.AllScheduled)
     troubled = troubles(homeless)
-    if reason is not Reason.GpusReleased and troubled and troubled[0].trouble:
+    waits = reason in (Reason.GpusReleased, Reason.Queued)
+    if not waits and troubled and troubled[0].trouble:
         return _condition("Scheduled", "False", troubled[0].trouble.reason, about(troubled))
-    if reason in (Reason.GpusReleased, Reason.SuspendRequested, Reason.NothingHere):
+    if waits or reason in (Reason.SuspendRequested, Reason.NothingHere):
         return _condition("Scheduled", "False", reason, words)
     names = listed([row.name for row in homeless])
     return _condition("Scheduled", "False", Reason.Starting, sentence(names, Reason.Starting))
@@ -218,7 +231,15 @@ def _dated(before: Status, conditions: Sequence[Condition], generation: int, now
 # The rest
 
 
-def _entry(row: Standing, old: Mapping[str, Any], end: Condition | None) -> Status:
+def _recalled(row: Standing, old: Mapping[str, Any], observation: Observation) -> Standing:
+    """One whose pod was given back keeps the words of whoever had no machine for it."""
+    gave = observation.release is not None and observation.release.stage is Stage.GIVEN_BACK
+    if not gave or not row.gone or row.trouble is not None or old.get("reason") not in LACKING:
+        return row
+    return replace(row, trouble=Trouble(reason=Reason[old["reason"]], message=text_at(dict(old), "message")))
+
+
+def _entry(row: Standing, crashes: Crashes, old: Mapping[str, Any], end: Condition | None) -> Status:
     """A participant's entry; of one that is gone after the end, what was known last."""
     known = {
         "name": row.name,
@@ -230,11 +251,13 @@ def _entry(row: Standing, old: Mapping[str, Any], end: Condition | None) -> Stat
         "restarts": row.restarts,
         "node": row.machine,
     }
-    said = {key: value for key, value in known.items() if value not in (None, "")}
-    if end is None or not row.gone or row.state == end.type == "Failed":
+    said = {key: value for key, value in known.items() if value not in (None, "")} | crashes.written()
+    if end is None or row.state == end.type == "Failed":
         return said
     if old.get("state") == end.type == "Failed":
         return dict(old)
+    if not row.gone:
+        return said
     last = {key: old[key] for key in LAST_KNOWN if key in old}
     return {"name": row.name, "state": "Completed" if end.type == "Completed" else "Stopped", **last}
 

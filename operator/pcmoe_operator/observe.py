@@ -55,6 +55,8 @@ REFUSALS = (
 UNBOUND = re.compile(r"persistentvolumeclaim|volume node affinity|persistent volumes? to bind", re.I)
 """In the scheduler's words, where a volume and not a machine is what a pod lacks."""
 NOT_FOUND = re.compile(r"\b(secret|configmap)s?\b.* not found", re.I)
+STUCK_EVENTS = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
+"""Of a pod that has a machine and no container; one whose image is pulled is past them."""
 EXIT_CODE = re.compile(r" failed with exit code (\d{1,3})\b")
 """In the message of a Job's condition Failed, which outlives the pod."""
 
@@ -78,6 +80,12 @@ class PodSeen:
     """Pending, Running, Succeeded, Failed; Unknown if it doesn't say."""
     node: str
     """The machine; empty until it has one."""
+    going: bool
+    """Whether it is being deleted."""
+    unplaced_since: str
+    """Since when it has been known that no machine takes it; empty if one does, or nobody has looked yet."""
+    placed_since: str
+    """Since when it has a machine, as far as that is said."""
     ready: bool
     """Whether its node is in a view."""
     restarts: int
@@ -90,6 +98,8 @@ class PodSeen:
     """When that was; empty if it has not ended yet."""
     last: NodeSeen | None
     """What the node left then."""
+    crash: Trouble | None
+    """Why it ended then, if that was its own doing: nobody took it away, and no peer was lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +125,8 @@ class JobSeen:
     conditions: tuple[ConditionSeen, ...]
     refusal: Trouble | None
     """Why its pod can't be made, if that is the last that was heard of it."""
+    refused_since: str
+    """Since when; empty if it can."""
 
     @property
     def failure(self) -> ConditionSeen | None:
@@ -195,6 +207,8 @@ def _age(pod: Object) -> tuple[str, bool, str]:
 
 def _job(name: str, raw: Object, told: Sequence[Object]) -> JobSeen:
     status = part(raw, "status")
+    event = _last_event("Job", raw, ("FailedCreate", "SuccessfulCreate"), told)
+    refusal = _refusal(event)
     conditions = [
         ConditionSeen(
             type=printable(each.get("type")),
@@ -212,7 +226,9 @@ def _job(name: str, raw: Object, told: Sequence[Object]) -> JobSeen:
         failed=whole(status.get("failed")),
         succeeded=whole(status.get("succeeded")),
         conditions=tuple(conditions),
-        refusal=_refusal(_last_event("Job", raw, ("FailedCreate", "SuccessfulCreate"), told)),
+        refusal=refusal,
+        # The event may be an old one that was repeated; the Job is asked for a pod only since it was last released.
+        refused_since=max(_first_told(event), text_at(status, "startTime")) if event and refusal else "",
     )
 
 
@@ -245,25 +261,49 @@ def _when(event: Object) -> str:
     )
 
 
+def _first_told(event: Object) -> str:
+    first = text_at(event, "firstTimestamp") or text_at(event, "deprecatedFirstTimestamp")
+    return first or _when(event)
+
+
 def _pod(name: str, attempt: int, raw: Object, told: Sequence[Object]) -> PodSeen:
     status = part(raw, "status")
     held = next((c for c in items(status, "containerStatuses") if c.get("name") == CONTAINER), {})
     end = part(held, "state", "terminated") or part(held, "lastState", "terminated")
     code, ready = end.get("exitCode"), _condition(status, "Ready").get("status") == "True"
     last = None if end.get("reason") in RUNTIME_REASONS else NodeSeen.parse(text_at(end, "message"))
+    going, scheduled = "deletionTimestamp" in part(raw, "metadata"), _condition(status, "PodScheduled")
+    since, machine = text_at(scheduled, "lastTransitionTime"), text_at(raw, "spec", "nodeName")
     return PodSeen(
         participant=name,
         attempt=attempt,
         name=text_at(raw, "metadata", "name"),
         phase=text_at(status, "phase") or "Unknown",
-        node=text_at(raw, "spec", "nodeName"),
-        ready=ready and "deletionTimestamp" not in part(raw, "metadata"),
+        node=machine,
+        going=going,
+        unplaced_since=since if not machine and not going and scheduled.get("status") == "False" else "",
+        placed_since=since if machine else "",
+        ready=ready and not going,
         restarts=whole(held.get("restartCount")),
         trouble=_trouble(raw, held, end, last, told),
         exit_code=code if isinstance(code, int) else None,
         ended_at=text_at(end, "finishedAt"),
         last=last,
+        crash=_crash(raw, end, last),
     )
+
+
+def _crash(raw: Object, end: Object, last: NodeSeen | None) -> Trouble | None:
+    if (
+        not end
+        or end.get("reason") == "ContainerStatusUnknown"
+        or "deletionTimestamp" in part(raw, "metadata")
+    ):
+        return None
+    if _taken_away(raw, part(raw, "status")):
+        return None
+    found = _ended(end, last)
+    return None if found is None or found.reason in (Reason.PeerLost, Reason.Stopped) else found
 
 
 def _trouble(
@@ -287,7 +327,7 @@ def _trouble(
         return Trouble(reason=why, message=text)
     if end and not ready:
         return _ended(end, last)
-    return _unmounted(raw, told) if phase == "Pending" else None
+    return _not_started(raw, told) if phase == "Pending" else None
 
 
 def _taken_away(raw: Object, status: Object) -> Trouble | None:
@@ -323,12 +363,14 @@ def _unscheduled(scheduled: Object) -> Trouble | None:
     )
 
 
-def _unmounted(raw: Object, told: Sequence[Object]) -> Trouble | None:
-    """A volume that a pod waits for; nothing but its events tells of it."""
-    event = _last_event("Pod", raw, ("FailedMount", "FailedAttachVolume"), told)
-    if event is None:
+def _not_started(raw: Object, told: Sequence[Object]) -> Trouble | None:
+    """What a pod with a machine waits for before its container; nothing but its events tells of it."""
+    event = _last_event("Pod", raw, (*STUCK_EVENTS, "Pulling", "Pulled"), told)
+    if event is None or event.get("reason") not in STUCK_EVENTS:
         return None
     text = printable(event.get("message") or event.get("note"))
+    if event.get("reason") == "FailedCreatePodSandBox":
+        return Trouble(reason=Reason.StartFailed, message=text)
     why = Reason.ConfigurationMissing if NOT_FOUND.search(text) else Reason.VolumeUnavailable
     return Trouble(reason=why, message=text)
 

@@ -44,10 +44,18 @@ class Settings(BaseModel):
     lease_name: str = "pcmoe-operator"
     lease_seconds: Count = 15
     """A leader that has not renewed for so long is one no more."""
-    resync_seconds: Count = 300
+    resync_seconds: Count = 1800
     """Every consortium is looked at so often at least, spread by chance."""
+    watch_seconds: Count = 30
+    """Every watch is opened anew so often; a silent one is taken for dead after a third more."""
     unschedulable_seconds: Count = 120
     """So long a pod may wait for a machine before its consortium gives back the GPUs that others wait for."""
+    retry_seconds: Count = 30
+    """So long, and up to a fifth more by chance, a consortium that gave back rests before it asks for all again."""
+    turn_seconds: Count = 10
+    """So long a pod may wait for a machine when it is not the first time, or while an older consortium waits too."""
+    restarts_without_progress: Count = 10
+    """A participant that has ended so often by its own fault, with no round committed meanwhile, ends the attempt."""
     status_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Status is written at most so often for progress alone."""
     metrics_port: Port = 8080
@@ -68,6 +76,13 @@ class Settings(BaseModel):
     """Address blocks of such servers that are no pods: `169.254.20.10/32` with NodeLocal DNSCache."""
     dns_ports: Annotated[tuple[Port, ...], Field(min_length=1)] = (53,)
     """In a server's pod, not in its Service: OpenShift's listens on 5353."""
+    partner_addresses: tuple[str, ...] = ()
+    """Address blocks of partners outside the cluster. A policy can't name hosts, so an endpoint with a name needs its
+    block here; one that is an address is let through by itself."""
+    partner_sources: tuple[str, ...] = ()
+    """Address blocks that partners' connections come from, as a pod sees them: often those of machines or a gateway."""
+    partner_gateways: tuple[PodChoice, ...] = ()
+    """Pods through which partners' connections come in: an ingress controller that passes TLS through."""
     volume_group: int | None = Field(default=65532, ge=1)
     """`fsGroup` of a node's pod, so that it can write to a new volume; null where admission sets one (OpenShift)."""
 

@@ -7,6 +7,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from pcmoe_operator.answers import MAX_NUMBER, CoordinatorSeen, NodeSeen
+from pcmoe_operator.gang import LACKING, Release, Stage
 from pcmoe_operator.observe import EXIT_REASONS, ParticipantSeen, Seen, Trouble, final
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.schema import Consortium
@@ -30,7 +31,7 @@ class Intent(Enum):
     SUSPEND = auto()
     """`spec.suspend` is true."""
     YIELD = auto()
-    """Not all pods found a machine: those that did have given it back."""
+    """Not all pods found a machine, so those that did have given it back; or it is not this consortium's turn yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,20 @@ class Observation:
     nodes: Mapping[str, NodeSeen]
     """Those of the participants here that answer."""
     intent: Intent
+    release: Release | None
+    """Whether its pods may have machines; None where it wants none."""
+    restarts_allowed: int
+    """So often a participant may crash with no round committed in between."""
+    applied: str = ""
+    """Digest of what all objects were applied for; empty before."""
+    refused: tuple[str, ...] = ()
+    """Objects that the API server refuses, and why."""
+
+    @property
+    def yields(self) -> Reason:
+        """Why not all Jobs run, where that is so."""
+        queued = self.release is not None and self.release.stage is Stage.QUEUED
+        return Reason.Queued if queued else Reason.GpusReleased
 
     @property
     def rounds(self) -> int:
@@ -262,8 +277,9 @@ def held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, 
     if observation.intent is Intent.SUSPEND:
         return "False", Reason.SuspendRequested, sentence("", Reason.SuspendRequested)
     if observation.intent is Intent.YIELD:
-        words = f"{troubled[0].name}: {troubled[0].words}" if troubled else ""
-        return "False", Reason.GpusReleased, sentence("", Reason.GpusReleased, words)
+        lacking = [row for row in troubled if row.trouble and row.trouble.reason.name in LACKING]
+        words = "; ".join(f"{row.name}: {row.words.rstrip(' .')}" for row in lacking[:NAMES_SHOWN])
+        return "False", observation.yields, sentence("", observation.yields, words)
     if not rows:
         return "False", Reason.NothingHere, sentence("", Reason.NothingHere)
     if troubled and troubled[0].trouble:
@@ -272,6 +288,9 @@ def held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, 
 
 
 def _on_the_way(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:
+    refused = "; ".join(observation.refused)
+    if refused and not all(row.ready or row.state == "Completed" for row in rows):
+        return "False", Reason.ApplyRefused, sentence("", Reason.ApplyRefused, refused)
     for states, reason in ((("Pending", "Suspended"), Reason.Starting), (("Loading",), Reason.Loading)):
         names = [row.name for row in rows if row.state in states]
         if names:
@@ -282,7 +301,7 @@ def _on_the_way(observation: Observation, rows: Sequence[Standing]) -> tuple[Tru
         return "False", reason, sentence("", reason, words)
     if observation.coordinator is None and not observation.nodes:
         return "Unknown", Reason.StatusUnavailable, sentence("", Reason.StatusUnavailable)
-    return "True", Reason.Training, Reason.Training.meaning
+    return "True", Reason.Training, sentence("", Reason.Training, refused and f"but {refused}")
 
 
 def troubles(rows: Sequence[Standing]) -> list[Standing]:

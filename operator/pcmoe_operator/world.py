@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pcmoe_operator.constants import KIND
+from pcmoe_operator.gang import Rival, rival_of
 from pcmoe_operator.objects.names import CONSORTIUM
 
 Object = dict[str, Any]
@@ -19,6 +20,8 @@ class World:
     def __init__(self, changed: Callable[[Key], None]) -> None:
         self.consortia: dict[Key, Object] = {}
         self._children: dict[Key, dict[tuple[str, str], Object]] = {}
+        self._unplaced: dict[Key, Rival] = {}
+        """Consortia that want machines and have not all of them."""
         self._changed = changed
 
     def saw(self, event: str | None, seen: Object) -> None:
@@ -29,8 +32,10 @@ class World:
             key = (namespace, name)
             if event == "DELETED":
                 self.consortia.pop(key, None)
+                self._unplaced.pop(key, None)
             else:
                 self.consortia[key] = seen
+                self._place(key)
         else:
             owner = (metadata.get("labels") or {}).get(CONSORTIUM)
             if owner is None:
@@ -44,6 +49,24 @@ class World:
             if not children:
                 del self._children[key]
         self._changed(key)
+
+    def wrote(self, key: Key, uid: str, status: Object) -> None:
+        """A status that we wrote: nobody else writes it, so it is the newest, whenever the watch tells."""
+        known = self.consortia.get(key)
+        if known is not None and known["metadata"]["uid"] == uid:
+            self.consortia[key] = {**known, "status": status}
+            self._place(key)
+
+    def rivals(self, of: Key) -> list[Rival]:
+        """Who else wants machines and has not all of them."""
+        return [rival for key, rival in self._unplaced.items() if key != of]
+
+    def _place(self, key: Key) -> None:
+        rival = rival_of(self.consortia[key])
+        if rival is None or (rival.placed and not rival.release.waits):
+            self._unplaced.pop(key, None)
+        else:
+            self._unplaced[key] = rival
 
     def children(self, key: Key, kind: str) -> list[Object]:
         """The Jobs or pods of a consortium."""

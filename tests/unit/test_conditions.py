@@ -13,6 +13,7 @@ from pcmoe_operator.agreement import digest
 from pcmoe_operator.answers import CoordinatorSeen, MemberSeen, NodeSeen
 from pcmoe_operator.conditions import Status, changed, ended, rejected, status_of
 from pcmoe_operator.errors import Fault
+from pcmoe_operator.gang import Release, Stage
 from pcmoe_operator.observe import ConditionSeen, JobSeen, ParticipantSeen, PodSeen, Seen, Trouble
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import Intent, Observation
@@ -44,8 +45,11 @@ def pod(name: str, **fields: Any) -> PodSeen:
         "ready": True,
         "restarts": 0,
         "trouble": None,
+        "going": False,
+        "unplaced_since": "",
+        "placed_since": "",
     }
-    ended: dict[str, Any] = {"exit_code": None, "ended_at": "", "last": None}
+    ended: dict[str, Any] = {"exit_code": None, "ended_at": "", "last": None, "crash": None}
     return PodSeen(**{"participant": name, "attempt": 1, "name": "p", **running, **ended, **fields})
 
 
@@ -57,7 +61,8 @@ def job(name: str, failure: tuple[str, str] | None = None, **fields: Any) -> Job
         why.append(
             ConditionSeen(type="Failed", status="True", reason=failure[0], message=failure[1], since=at)
         )
-    empty: dict[str, Any] = {"suspended": False, "active": 1, "failed": 0, "succeeded": 0, "refusal": None}
+    empty: dict[str, Any] = {"suspended": False, "active": 1, "failed": 0, "succeeded": 0}
+    empty |= {"refusal": None, "refused_since": ""}
     return JobSeen(**{"participant": name, "conditions": tuple(why), **empty, **fields})
 
 
@@ -92,6 +97,7 @@ def observation(
     coordinates: CoordinatorSeen | None = None,
     nodes: Mapping[str, NodeSeen] | None = None,
     intent: Intent = Intent.RUN,
+    release: Release | None = None,
     **spec: Any,
 ) -> Observation:
     changes = {"agreement.training.rounds": ROUNDS, **spec}
@@ -103,6 +109,8 @@ def observation(
         coordinator=coordinates,
         nodes=nodes or {},
         intent=intent,
+        release=release,
+        restarts_allowed=3,
     )
 
 
@@ -276,11 +284,86 @@ def test_gpus_that_were_given_back_are_told_with_what_is_waited_for() -> None:
         "berlin": ParticipantSeen(job=job("berlin", suspended=True), pod=None),
         "lyon": pending("lyon", Reason.Unschedulable, SCHEDULER),
     }
-    status = made(observation(seen, intent=Intent.YIELD))
+    gave = Release(stage=Stage.GIVEN_BACK, since=NOW, tries=2)
+    status = made(observation(seen, intent=Intent.YIELD, release=gave))
+    assert status["release"] == {"state": "GivenBack", "since": "2026-08-01T12:00:00.000Z", "tries": 2}
     assert status["state"] == "Pending"
     assert truths(status)["Suspended"] == ("False", "GpusReleased")
     assert truths(status)["Scheduled"] == ("False", "GpusReleased")
     assert "lyon: 0/3 nodes are available" in conditions(status)["Scheduled"]["message"]
+    # In its rest no pod is left, and no scheduler says anything.
+    rests = {name: ParticipantSeen(job=job(name, suspended=True), pod=None) for name in seen}
+    later = made(observation(rests, intent=Intent.YIELD, release=gave), status)
+    assert "lyon: 0/3 nodes are available" in conditions(later)["Scheduled"]["message"]
+    assert (entry(later, "lyon")["state"], entry(later, "lyon")["reason"]) == ("Suspended", "Unschedulable")
+    assert "reason" not in entry(later, "berlin")
+    assert "release" not in made(observation(rests, intent=Intent.SUSPEND), later)
+    assert "release" not in rejected(later, 5, [], NOW)
+
+
+def test_one_whose_turn_has_not_come_says_so() -> None:
+    queued = Release(stage=Stage.QUEUED, since=NOW, tries=0)
+    seen = {"berlin": ParticipantSeen(job=job("berlin", suspended=True), pod=None)}
+    status = made(observation(seen, intent=Intent.YIELD, release=queued))
+    assert status["state"] == "Pending"
+    for kind in ("Suspended", "Scheduled", "Ready", "Progressing"):
+        assert truths(status)[kind] == ("False", "Queued")
+
+
+OOM = Trouble(reason=Reason.OutOfMemory, message="exit code 137 (OOMKilled)")
+
+
+def crashed(at: int, why: Trouble | None = OOM) -> ParticipantSeen:
+    """A participant whose container ended in a certain second, and is started again."""
+    when = f"2026-08-01T12:05:{at:02}Z"
+    return there("lyon", ready=False, exit_code=137, ended_at=when, crash=why, trouble=why, restarts=at)
+
+
+def crash_loop(*seen: ParticipantSeen, status: Status | None = None, round_: int = 7) -> Status:
+    """What becomes of a run with these looks; three crashes are too many."""
+    for each in seen:
+        both = {"berlin": there("berlin"), "lyon": each}
+        status = made(observation(both, coordinator(round_=round_)), status)
+    assert status is not None
+    return status
+
+
+def test_a_participant_that_crashes_again_and_again_without_a_round_in_between_ends_the_attempt() -> None:
+    status = crash_loop(crashed(1), crashed(1), crashed(2), there("lyon"), crashed(2))
+    assert (status["state"], entry(status, "lyon")["crashes"]) == ("Loading", 2)
+    over = crash_loop(crashed(3), status=status)
+    failed = conditions(over)["Failed"]
+    assert (over["state"], failed["status"], failed["reason"]) == ("Failed", "True", "CrashLoop")
+    assert failed["message"] == (
+        "lyon: it ended again and again, and no round was committed in between: 3 times since round 7 was committed; "
+        "the last time its node ran out of memory: exit code 137 (OOMKilled); give it more in template.resources, or "
+        "use fewer inFlight, shorter sequences or gradientCheckpointing; mend what is named, then raise spec.attempt"
+    )
+    assert (entry(over, "lyon")["state"], entry(over, "lyon")["reason"]) == ("Failed", "OutOfMemory")
+    gone = ParticipantSeen(job=job("lyon", suspended=True), pod=None)
+    later = crash_loop(crashed(3), gone, status=over)
+    assert entry(later, "lyon") == entry(over, "lyon")
+    assert conditions(later)["Failed"]["message"] == failed["message"]
+    assert ended(later, 1) == "Failed"
+
+
+def test_a_committed_round_or_a_new_attempt_begins_the_count_of_crashes_anew() -> None:
+    status = crash_loop(crashed(1), crashed(2))
+    assert entry(crash_loop(crashed(2), status=status, round_=8), "lyon").get("crashes") is None
+    assert entry(crash_loop(crashed(3), status=status, round_=8), "lyon")["crashes"] == 1
+    both = {"berlin": there("berlin"), "lyon": crashed(3)}
+    anew = made(observation(both, coordinator(round_=7), attempt=2), status)
+    assert entry(anew, "lyon")["crashes"] == 1
+
+
+def test_a_crash_that_was_counted_stays_so_while_the_pod_is_away() -> None:
+    away = ParticipantSeen(job=job("lyon"), pod=None)
+    assert entry(crash_loop(crashed(1), away, crashed(1)), "lyon")["crashes"] == 1
+
+
+def test_an_end_that_is_no_fault_of_its_own_is_not_counted() -> None:
+    lost = there("lyon", ready=False, exit_code=75, ended_at="2026-08-01T12:05:09Z", crash=None)
+    assert "crashes" not in entry(crash_loop(lost, lost, lost, lost), "lyon")
 
 
 def test_a_run_is_completed_by_its_last_commit_and_not_by_a_job() -> None:

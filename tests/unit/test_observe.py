@@ -296,6 +296,71 @@ def test_a_volume_that_can_not_be_mounted_is_told_by_the_pods_events(text: str, 
     assert (trouble.reason, trouble.message) == (reason, text)
 
 
+def test_a_pod_whose_sandbox_can_not_be_made_is_told_by_its_events_until_its_image_is_pulled() -> None:
+    raw = pod(waiting("ContainerCreating", ""), node="gpu-1")
+    name = raw["metadata"]["name"]
+    told = event("Pod", name, "FailedCreatePodSandBox", "plugin type=cilium failed: no address left")
+    trouble = the_pod(raw, [told]).trouble
+    assert (
+        trouble is not None and trouble.reason is Reason.StartFailed and "no address left" in trouble.message
+    )
+    pulling = event("Pod", name, "Pulling", "Pulling image", at="2026-08-01T12:00:02Z")
+    assert the_pod(raw, [told, pulling]).trouble is None
+
+
+def test_a_pod_says_since_when_it_has_a_machine_or_none() -> None:
+    at = "2026-08-01T12:00:01Z"
+    refused = {**condition("PodScheduled", "False", "Unschedulable", SCHEDULER), "lastTransitionTime": at}
+    found = the_pod(pod({"conditions": [refused]}))
+    assert (found.unplaced_since, found.placed_since) == (at, "")
+    placed = {**condition("PodScheduled", "True"), "lastTransitionTime": at}
+    found = the_pod(pod({"conditions": [placed]}, node="gpu-1"))
+    assert (found.unplaced_since, found.placed_since, found.going) == ("", at, False)
+    gone = the_pod(pod({"conditions": [refused]}, **GOING))
+    assert (gone.unplaced_since, gone.going) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "crash"),
+    [
+        (pod(terminated(137, reason="OOMKilled"), node="gpu-1"), Reason.OutOfMemory),
+        (pod(terminated(139), node="gpu-1"), Reason.Killed),
+        (pod(terminated(1), node="gpu-1"), Reason.NodeError),
+        (pod(terminated(128, "no such file", "StartError"), node="gpu-1"), Reason.StartFailed),
+        (pod(terminated(0, reason="Completed", phase="Succeeded"), node="gpu-1"), None),
+        (pod(terminated(75), node="gpu-1"), None),
+        (pod(terminated(143), node="gpu-1"), None),
+        (pod(terminated(137), node="gpu-1", **GOING), None),
+        (pod(terminated(137, phase="Running"), node="gpu-1", **GOING), None),
+        (pod(terminated(137, reason="ContainerStatusUnknown"), node="gpu-1"), None),
+        (disrupted("PreemptionByScheduler", PREEMPTED, "Failed"), None),
+    ],
+    ids=lambda value: value.name if isinstance(value, Reason) else "",
+)  # fmt: skip
+def test_an_end_by_its_own_fault_is_a_crash_and_no_other_is(raw: Raw, crash: Reason | None) -> None:
+    found = the_pod(raw).crash
+    assert (found.reason if found else None) is crash
+
+
+def test_a_crash_is_known_also_when_the_container_runs_again() -> None:
+    last = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-08-01T12:05:00Z"}}
+    held = {"name": "node", "restartCount": 3, "state": {"running": {}}, "lastState": last}
+    ready = [condition("Ready", "True")]
+    found = the_pod(pod({"phase": "Running", "containerStatuses": [held], "conditions": ready}, node="gpu-1"))
+    assert found.trouble is None and found.crash is not None
+    assert found.ended_at == "2026-08-01T12:05:00Z"
+
+
+def test_a_job_says_since_when_it_gets_no_pod() -> None:
+    first = {"firstTimestamp": "2026-08-01T11:30:00Z"}
+    told = [{**event("Job", f"{NAME}.berlin.1", "FailedCreate", QUOTA), **first}]
+    for begun, since in (("2026-08-01T11:00:00Z", "2026-08-01T11:30:00Z"), ("2026-08-01T11:59:00Z",) * 2):
+        found = seen(jobs=[job({"startTime": begun})], events=told).job
+        assert found is not None and found.refused_since == since
+    calm = seen(jobs=[job({"startTime": "2026-08-01T11:00:00Z"})]).job
+    assert calm is not None and calm.refused_since == ""
+
+
 QUOTA = (
     'Error creating: pods "hospitals.berlin.1-x7k2p" is forbidden: exceeded quota: gpus, requested: '
     "requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4"
