@@ -5,20 +5,25 @@ for what doesn't exist yet; so nearly everything is an apply. Every failure is a
 when to try again.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import aiohttp
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from pcmoe_operator.constants import API_VERSION, KIND
+from pcmoe_operator.constants import API_VERSION, GROUP, KIND, VERSION
 from pcmoe_operator.errors import OperatorError, UsageError
 
 Object = dict[str, Any]
 REQUEST_SECONDS = 30.0
 FIELD_MANAGER = "pcmoe-operator"
 APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+API = f"/apis/{GROUP}/{VERSION}"
+"""Where our own resources are served, and below `/openapi/v3` what they look like; everybody may read both."""
 
 PATHS: Mapping[tuple[str, str], str] = {
     (API_VERSION, KIND): "/apis/pcmoe.dev/v1alpha1/namespaces/{namespace}/pcmoeconsortia",
@@ -86,6 +91,22 @@ class Cluster:
             "PUT", _path(body), {"fieldManager": FIELD_MANAGER}, body, "application/json"
         )
 
+    async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: Object) -> Object:
+        """Change fields of an object that is there; 404 if it isn't. No changes: reads it, without the right to."""
+        path = _collection(api_version, kind, namespace) + f"/{name}"
+        return await self._request("PATCH", path, {"fieldManager": FIELD_MANAGER}, changes, MERGE)
+
+    async def served(self) -> Object | None:
+        """The OpenAPI document of our own API as it is served, or None if it isn't."""
+        try:
+            resources = await self._request("GET", API, {}, None, "")
+            found = await self._request("GET", f"/openapi/v3{API}", {}, None, "")
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found if any(each.get("kind") == KIND for each in resources.get("resources", [])) else None
+
     async def read(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
         """An object, or None."""
         try:
@@ -124,9 +145,12 @@ def _path(body: Object) -> str:
     return f"{_collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
 
 
-async def connect(kubeconfig: str | None = None) -> ApiClient:
-    """A client of the cluster this runs in, or of a kubeconfig's; `UsageError` where there is neither."""
-    configuration = Configuration()
+async def connect(kubeconfig: str | None = None, trace: aiohttp.TraceConfig | None = None) -> ApiClient:
+    """A client of the cluster this runs in, or of a kubeconfig's; `UsageError` where there is neither.
+
+    `trace` hears of every request.
+    """
+    configuration = Configuration(trace_configs=[trace] if trace else None)
     try:
         if kubeconfig is None:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -154,12 +178,13 @@ class ApiRequests:
         what = f"{method} {path}"
         headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
         try:
-            serialized = await self._api.param_serialize(
-                method, path, query_params=list(query.items()), header_params=headers, body=body,
-                auth_settings=["BearerToken"],
-            )  # fmt: skip
-            answer = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
-            data = await answer.read()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(REQUEST_SECONDS):
+                serialized = await self._api.param_serialize(
+                    method, path, query_params=list(query.items()), header_params=headers, body=body,
+                    auth_settings=["BearerToken"],
+                )  # fmt: skip
+                answer = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
+                data = await answer.read()  # type: ignore[no-untyped-call]
         except ApiException as error:
             raise _error(what, error.status or 0, error.reason or "", error.body, error.headers) from None
         except (OSError, TimeoutError) as error:
@@ -169,7 +194,10 @@ class ApiRequests:
         if not 200 <= answer.status < 300:
             headers_back = answer.getheaders()  # type: ignore[no-untyped-call]
             raise _error(what, answer.status, answer.reason or "", data, headers_back)
-        found: Object = json.loads(data) if data else {}
+        try:
+            found: Object = json.loads(data) if data else {}
+        except ValueError as error:  # somebody on the way has answered
+            raise ClusterError(what, 0, f"the answer is no JSON: {error}") from error
         return found
 
 
@@ -180,7 +208,8 @@ def _error(what: str, status: int, reason: str, body: Any, headers: Any) -> Clus
     except (ValueError, KeyError, TypeError):
         message = reason
     try:
-        retry_after = float(dict(headers or {})["Retry-After"])
+        named = {key.lower(): value for key, value in dict(headers or {}).items()}
+        retry_after = float(named["retry-after"])
     except (KeyError, ValueError, TypeError):
         retry_after = None
     return ClusterError(what, status, str(message)[:1000], retry_after)

@@ -1,25 +1,35 @@
 """One leader at a time, by a Lease: clock differences between machines don't matter, a paused leader finds out.
 
-A holder renews every third of `seconds`, counted on its own monotonic clock. Whoever wants the lease waits until it has
-itself seen the same record for `seconds`: it compares no times of other machines. A holder whose renewal has not
-succeeded for two thirds of `seconds` is no leader any more, before anybody else can be: it must stop at once.
+A holder renews every fifth of `seconds`, counted on its own clock, which goes on while a machine sleeps. Whoever wants
+the lease waits until it has itself seen the same record for `seconds`: it compares no times of other machines. A holder
+whose renewal has not succeeded for two thirds of `seconds` is no leader any more, before anybody else can be. What it
+was about to write then is given up: see `WhileLeading`.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.cluster import Cluster, ClusterError, Object, Requests
 
 log = logging.getLogger(__name__)
 
+KEPT = ("resourceVersion", "uid", "labels", "annotations")
+"""What a renewal leaves as it is, of a record's metadata."""
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
 
 class Lease:
-    """The lease `name` in `namespace`, for `identity`."""
+    """The lease `name` in `namespace`, for `identity`, which no other process may have."""
 
     def __init__(
         self,
@@ -28,7 +38,7 @@ class Lease:
         name: str,
         identity: str,
         seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _now,
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
@@ -40,29 +50,51 @@ class Lease:
         """The record last seen (its resourceVersion), and when it was seen first."""
         self._held: dict[str, Any] | None = None
         self._renewed = 0.0
+        self._terms: set[asyncio.Timeout] = set()
+        """Of everything that ends with the leadership."""
 
     @property
     def leading(self) -> bool:
         """Whether this process may act now."""
-        return self._held is not None and self._clock() - self._renewed < self._seconds * 2 / 3
+        return self._left > 0
+
+    @property
+    def _left(self) -> float:
+        """Seconds for which this process leads without another renewal; none if it doesn't."""
+        return 0.0 if self._held is None else self._renewed + self._seconds * 2 / 3 - self._clock()
 
     async def acquire(self) -> None:
         """Wait until this process is the leader."""
-        while not await self._try():
+        while not await self._try(self._seconds):
             await asyncio.sleep(self._seconds / 3 * random.uniform(0.8, 1.2))
 
     async def hold(self) -> None:
-        """Renew until that fails for too long; returns when this process leads no more."""
+        """Renew until that fails for too long; returns as soon as this process leads no more."""
+        pause = self._seconds / 5
         while self.leading:
-            await asyncio.sleep(self._seconds / 3)
-            if not await self._try() and not self.leading:
-                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left):
+                    await asyncio.sleep(pause)
+                    # A renewal that hangs leaves time for another one, on another connection.
+                    renewed = await self._try(self._left / 2)
+                    pause = self._seconds / (5 if renewed else 15)
         log.error("the lease %s/%s is lost", self._namespace, self._name)
         self._held = None
 
+    @contextlib.asynccontextmanager
+    async def term(self) -> AsyncIterator[None]:
+        """What is in here is cancelled once this process leads no more, also if it slept meanwhile; `TimeoutError`."""
+        async with asyncio.timeout(max(0.0, self._left)) as term:
+            self._terms.add(term)
+            try:
+                yield
+            finally:
+                self._terms.discard(term)
+
     async def release(self) -> None:
         """Let the next one have it at once."""
-        held, self._held = self._held, None
+        held = self._held if self.leading else None
+        self._held = None
         if held is None:
             return
         held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
@@ -71,31 +103,37 @@ class Lease:
         except ClusterError as error:
             log.warning("the lease could not be released: %s", error)
 
-    async def _try(self) -> bool:
+    async def _try(self, within: float) -> bool:
         """One attempt to get or renew it; every failure counts as not having it."""
         began = self._clock()
         try:
-            record = await self._written()
-        except ClusterError as error:
-            log.warning("the lease could not be renewed: %s", error)
+            async with asyncio.timeout(within):
+                record = await self._written()
+        except (ClusterError, TimeoutError) as error:
+            log.warning("the lease could not be renewed: %s", str(error) or f"no answer in {within:.1f} s")
             return False
         if record is None:
             self._held = None
             return False
         self._held, self._renewed = record, began
+        end = asyncio.get_running_loop().time() + self._left
+        for term in self._terms:
+            if not term.expired():
+                term.reschedule(end)
         return True
 
     async def _written(self) -> dict[str, Any] | None:
         """The record with us as its holder, or None while it is another's."""
+        if self._held is not None:
+            with contextlib.suppress(ClusterError):  # somebody has written there, or our last answer was lost
+                return await self._cluster.replace(self._record(self._held["metadata"], self._held["spec"]))
         found = await self._cluster.read("coordination.k8s.io/v1", "Lease", self._namespace, self._name)
         if found is None:
-            return await self._cluster.create(self._record({}, 0))
+            return await self._cluster.create(self._record({}, {}))
         spec = found.get("spec", {})
-        holder = spec.get("holderIdentity") or ""
-        if holder not in ("", self._identity) and not self._expired(found):
+        if spec.get("holderIdentity") not in (None, "", self._identity) and not self._expired(found):
             return None
-        changes = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
-        return await self._cluster.replace(self._record(found["metadata"], changes))
+        return await self._cluster.replace(self._record(found["metadata"], spec))
 
     def _expired(self, found: dict[str, Any]) -> bool:
         """Whether the same record has been seen for as long as its holder may go without renewing it."""
@@ -106,18 +144,42 @@ class Lease:
         seconds = float(found["spec"].get("leaseDurationSeconds") or self._seconds)
         return self._clock() - self._seen[1] >= seconds
 
-    def _record(self, metadata: dict[str, Any], transitions: int) -> dict[str, Any]:
+    def _record(self, metadata: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        kept = {key: metadata[key] for key in ("resourceVersion", "uid") if key in metadata}
+        # With the labels and annotations by which Helm knows it as its own, and takes it away again.
+        kept = {key: metadata[key] for key in KEPT if key in metadata}
+        ours = before.get("holderIdentity") == self._identity
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {"namespace": self._namespace, "name": self._name, **kept},
             "spec": {
                 "holderIdentity": self._identity,
-                "leaseDurationSeconds": int(self._seconds),
-                "acquireTime": now,
+                "leaseDurationSeconds": math.ceil(self._seconds),
+                "acquireTime": before.get("acquireTime", now) if ours else now,
                 "renewTime": now,
-                "leaseTransitions": transitions,
+                "leaseTransitions": int(before.get("leaseTransitions") or 0) + (bool(before) and not ours),
             },
         }
+
+
+class WhileLeading:
+    """Requests that write only while this process leads. One that waits when that ends is not sent any more."""
+
+    def __init__(self, requests: Requests, lease: Lease) -> None:
+        self._requests = requests
+        self._lease = lease
+
+    async def __call__(
+        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+    ) -> Object:
+        """One request; reading is always allowed."""
+        if method == "GET":
+            return await self._requests(method, path, query, body, content_type)
+        try:
+            async with self._lease.term():
+                if not self._lease.leading:
+                    raise TimeoutError
+                return await self._requests(method, path, query, body, content_type)
+        except TimeoutError:
+            raise ClusterError(f"{method} {path}", 0, "this process leads no more") from None

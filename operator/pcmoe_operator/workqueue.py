@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable
@@ -9,6 +10,10 @@ from dataclasses import dataclass, field
 
 FIRST_BACKOFF = 0.5
 LONGEST_BACKOFF = 300.0
+CHANGED_BACKOFF = 5.0
+"""A key that fails is tried again sooner where something has changed, but not sooner than that, nor than asked for."""
+LONGEST_WORK = 600.0
+"""Work on one key that takes longer is ended as a failure, so that it can't keep a worker for ever."""
 Work = Callable[[Hashable], Awaitable[float | None]]
 """Works on one key; returns the seconds after which to look again, or None. An exception backs off."""
 
@@ -18,6 +23,8 @@ class _Entry:
     due: float
     added: float
     failures: int = 0
+    not_before: float = -math.inf
+    """After a failure: whatever happens, it is not worked on before then."""
     working: bool = False
     again: float | None = None
     """Added while it was worked on: due then."""
@@ -29,6 +36,8 @@ class WorkQueue:
 
     clock: Callable[[], float] = time.monotonic
     _entries: dict[Hashable, _Entry] = field(default_factory=dict)
+    _finished: float = -math.inf
+    """When work on any key last came to an end."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, key: Hashable, after: float = 0.0) -> None:
@@ -38,8 +47,8 @@ class WorkQueue:
             self._entries[key] = _Entry(due=due, added=self.clock())
         elif entry.working:
             entry.again = due if entry.again is None else min(entry.again, due)
-        elif due < entry.due:
-            entry.due = due
+        else:
+            entry.due = min(entry.due, max(due, entry.not_before))
         self._changed.set()
 
     @property
@@ -49,6 +58,11 @@ class WorkQueue:
         return max(
             (now - e.due for e in self._entries.values() if not e.working and e.due <= now), default=0.0
         )
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long a key has been waiting while no worker finished anything: a long queue that moves is none."""
+        return min(self.oldest_seconds, self.clock() - self._finished)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -64,21 +78,22 @@ class WorkQueue:
             key = await self._next()
             entry = self._entries[key]
             try:
-                after = await work(key)
-                entry.failures = 0
+                async with asyncio.timeout(LONGEST_WORK):
+                    after = await work(key)
+                entry.failures, entry.not_before = 0, -math.inf
             except Exception as error:
                 entry.failures += 1
-                after = failed(key, error)
-                if after is None:
-                    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (entry.failures - 1))
-                    after = longest * random.uniform(0.5, 1.0)
+                asked = failed(key, error)
+                longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(entry.failures - 1, 20))
+                after = longest * random.uniform(0.5, 1.0) if asked is None else asked
+                entry.not_before = self.clock() + (min(after, CHANGED_BACKOFF) if asked is None else asked)
+            self._finished = self.clock()
             self._done(key, entry, after)
 
     def _done(self, key: Hashable, entry: _Entry, after: float | None) -> None:
         times = [] if after is None else [self.clock() + after]
         if entry.again is not None:
-            # Something has changed; but a key that keeps failing is not tried at every change.
-            times.append(entry.again if not entry.failures else max(entry.again, *times))
+            times.append(max(entry.again, entry.not_before))
         if not times:
             del self._entries[key]
             return

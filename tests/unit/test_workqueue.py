@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import Hashable
 
-from pcmoe_operator.workqueue import Work, WorkQueue
+import pytest
+
+from pcmoe_operator import workqueue
+from pcmoe_operator.workqueue import CHANGED_BACKOFF, Work, WorkQueue
 
 
 def run_until(
@@ -144,3 +147,85 @@ def test_the_age_of_the_queue_is_that_of_the_most_overdue_key() -> None:
     queue.add("b", after=5.0)
     now = 13.0
     assert queue.oldest_seconds == 3.0
+
+
+def test_a_pause_that_the_server_asks_for_is_kept_whatever_changes() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+
+    async def once() -> None:
+        async def work(_key: Hashable) -> None:
+            raise RuntimeError("planted")
+
+        queue.add("a")
+        task = asyncio.create_task(queue.run(work, 1, lambda _key, _error: 30.0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        queue.add("a")
+        assert queue._entries["a"].due == 30.0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(once())
+
+
+def test_a_change_cuts_a_long_back_off_of_our_own_to_a_few_seconds() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+
+    async def attempts() -> None:
+        nonlocal now
+
+        async def work(_key: Hashable) -> None:
+            raise RuntimeError("planted")
+
+        queue.add("a")
+        task = asyncio.create_task(queue.run(work, 1, lambda _key, _error: None))
+        for _ in range(12):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            now = queue._entries["a"].due
+            queue._changed.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert queue._entries["a"].due - now > 100
+        queue.add("a")
+        assert queue._entries["a"].due - now == CHANGED_BACKOFF
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(attempts())
+
+
+def test_a_queue_is_stalled_only_if_a_key_waits_and_nothing_is_finished() -> None:
+    now = 100.0
+    queue = WorkQueue(clock=lambda: now)
+    assert queue.stalled_seconds == 0.0
+    queue.add("a")
+    now = 140.0
+    assert queue.stalled_seconds == 40.0
+    queue._finished = 130.0
+    assert queue.stalled_seconds == 10.0
+
+
+def test_work_that_never_ends_is_ended_and_counts_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workqueue, "LONGEST_WORK", 0.05)
+    queue, done = WorkQueue(), asyncio.Event()
+    failures: list[Exception] = []
+
+    async def work(_key: Hashable) -> None:
+        await asyncio.sleep(60)
+
+    def failed(_key: Hashable, error: Exception) -> None:
+        failures.append(error)
+        done.set()
+
+    async def once() -> None:
+        queue.add("a")
+        task = asyncio.create_task(queue.run(work, 1, failed))
+        await asyncio.wait_for(done.wait(), 5.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(once())
+    assert isinstance(failures[0], TimeoutError)

@@ -1,0 +1,151 @@
+"""All that runs while this process leads: watches fill the queue, workers look at consortia, now and then at all."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Hashable
+from datetime import UTC, datetime
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+
+from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.constants import KIND, OPERATOR
+from pcmoe_operator.events import Events, conditions_of
+from pcmoe_operator.health import Health
+from pcmoe_operator.metrics import Metrics
+from pcmoe_operator.reconcile import Reconciler
+from pcmoe_operator.served_crd import ServedCRD, refused
+from pcmoe_operator.settings import Settings
+from pcmoe_operator.watching import Object, Watching
+from pcmoe_operator.workqueue import LONGEST_BACKOFF, WorkQueue
+from pcmoe_operator.world import Key, World
+
+log = logging.getLogger(__name__)
+
+WORKERS = 8
+ASK_SECONDS = 2.0
+MAX_ANSWER = 64 * 1024
+END_SECONDS = 3.0
+"""So long what was cancelled may take to end."""
+
+
+class Leader:
+    """One term of leadership. `cluster` writes only as long as that lasts."""
+
+    def __init__(
+        self, settings: Settings, cluster: Cluster, identity: str, health: Health, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._health = health
+        self._metrics = metrics
+        self._queue = WorkQueue()
+        self._world = World(self._queue.add)
+        self._events = Events(cluster, identity)
+        self._crd = ServedCRD(cluster, self._all_again)
+        self._reconciler: Reconciler | None = None
+
+    async def run(self, api: ApiClient, ready: asyncio.Event) -> None:
+        """Look after everything until cancelled; `ready` is set once the watches have started."""
+        timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            self._reconciler = Reconciler(
+                self._cluster, self._settings, self._world, lambda url: _ask(session, url)
+            )
+            await self._crd.there()
+            self._show()
+            watching = Watching(api, self._cluster, self._health, self._metrics.requested, self._saw)
+            works = (
+                self._look(watching),
+                watching.run(self._settings.namespaces, self._settings.watch_seconds, ready),
+                self._events.write(),
+                self._resync(),
+                self._crd.follow(self._settings.resync_seconds),
+            )
+            await first(*works)
+
+    def _show(self) -> None:
+        self._health.stalled_seconds = lambda: self._queue.stalled_seconds
+        self._metrics.queue, self._metrics.world = self._queue, self._world
+        self._metrics.crd_missing = lambda: len(self._crd.missing)
+
+    async def _look(self, watching: Watching) -> None:
+        """Look at consortia, once all that is there is known."""
+        await watching.synced()
+        log.info("%d consortia are there", len(self._world.consortia))
+        await self._queue.run(self._work, WORKERS, _failed)
+
+    def _saw(self, event: str | None, seen: Object) -> None:
+        """A watch tells of something."""
+        if seen["kind"] == KIND:
+            self._events.saw(event, seen)
+            if event == "DELETED" and self._reconciler is not None:
+                self._reconciler.gone(seen["metadata"]["uid"])
+        self._world.saw(event, seen)
+
+    async def _work(self, key: Hashable) -> float | None:
+        assert self._reconciler is not None and isinstance(key, tuple)
+        with self._metrics.look():
+            if self._crd.missing:
+                await self._refuse(key)
+                return None
+            return await self._reconciler.reconcile(key)
+
+    async def _refuse(self, key: Key) -> None:
+        """Say of a consortium that the CRD is too old, and nothing more."""
+        raw = self._world.consortia.get(key)
+        if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        status = refused(raw, self._crd.missing, now)
+        if conditions_of(raw) == conditions_of({"status": status}):
+            return
+        metadata = {name: raw["metadata"][name] for name in ("name", "namespace")}
+        head = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata}
+        await self._cluster.apply_status({**head, "status": status})
+
+    def _all_again(self) -> None:
+        for key in list(self._world.consortia):
+            self._queue.add(key)
+
+    async def _resync(self) -> None:
+        """Look at everything now and then, spread by chance: what no watch tells must not stay unnoticed for ever."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            for key in list(self._world.consortia):
+                if self._reconciler is not None:
+                    self._reconciler.resync(key)
+                self._queue.add(key, after=random.uniform(0.0, self._settings.resync_seconds / 2))
+
+
+async def first(*works: object) -> int:
+    """Run all until the first ends; which. The others are told to end; an error of any is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        return min(tasks.index(task) for task in done)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=END_SECONDS)
+
+
+async def _ask(session: aiohttp.ClientSession, url: str) -> bytes | None:
+    """What a pod says of itself; None if it doesn't in time."""
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+        async with session.get(url, allow_redirects=False) as answer:
+            return await answer.content.read(MAX_ANSWER) if answer.status == 200 else None
+    return None
+
+
+def _failed(key: Hashable, error: Exception) -> float | None:
+    """A look at a consortium failed: the server's own wish for a pause counts."""
+    if isinstance(error, ClusterError):
+        log.warning("%s: %s", key, error)
+        return None if error.retry_after is None else min(error.retry_after, LONGEST_BACKOFF)
+    log.error("%s: a fault of the program itself", key, exc_info=error)
+    return None
