@@ -7,7 +7,7 @@ from pcmoe_operator.cluster import Cluster, Object
 from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.objects.inputs import Inputs, Keys, ParticipantKeys
 from pcmoe_operator.objects.names import authority, certificate
-from pcmoe_operator.pki import KeyPair, identity_of, issue_authority, issue_leaf, leaf_due
+from pcmoe_operator.pki import KeyPair, identity_of, issue_authority, issue_leaf, issued_by, leaf_due
 
 
 class KeyStore:
@@ -48,22 +48,26 @@ class KeyStore:
         agreement = inputs.consortium.agreement
         participants = {
             name: ParticipantKeys(
-                authority=own.authority,
-                leaf=issue_leaf(own.authority, identity_of(name, agreement.id))
-                if leaf_due(own.leaf)
-                else own.leaf,
+                authority=own.authority, leaf=_leaf(own.leaf, own.authority, identity_of(name, agreement.id))
             )
             for name, own in keys.participants.items()
         }
-        coordinator = keys.coordinator
-        if inputs.coordinates and (coordinator is None or leaf_due(coordinator)):
+        coordinator = None
+        if inputs.coordinates:
             host = participants[agreement.coordinator].authority
-            coordinator = issue_leaf(host, identity_of(COORDINATOR, agreement.id))
+            coordinator = _leaf(keys.coordinator, host, identity_of(COORDINATOR, agreement.id))
         return Keys(participants=participants, coordinator=coordinator)
 
     async def _pair(self, inputs: Inputs, name: str, stem: str) -> KeyPair | None:
         secret = await self._cluster.read("v1", "Secret", inputs.owner.namespace, name)
         return None if secret is None else _pair_of(secret, stem)
+
+
+def _leaf(found: KeyPair | None, authority: KeyPair, identity: str) -> KeyPair:
+    """The leaf that was found, or its successor."""
+    if found is None or leaf_due(found) or not issued_by(found, authority):
+        return issue_leaf(authority, identity)
+    return found
 
 
 def _pair_of(secret: Object, stem: str) -> KeyPair | None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -103,6 +104,16 @@ def renew_due(folder: Path, now: datetime | None = None) -> bool:
     except (OSError, UnicodeDecodeError):
         return True
     return leaf_due(pair, now)
+
+
+def issued_by(pair: KeyPair, authority: KeyPair) -> bool:
+    """Whether a leaf is of this CA: one that was lost and drawn anew leaves leaves of the old one behind."""
+    try:
+        leaf = x509.load_pem_x509_certificate(pair.certificate.encode())
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate.encode()))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def leaf_due(pair: KeyPair, now: datetime | None = None) -> bool:

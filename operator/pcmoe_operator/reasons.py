@@ -20,7 +20,17 @@ class Reason(Enum):
 
     # The manifest
     Accepted = ("the manifest keeps all rules", "")
+    CRDTooOld = (
+        "the CRD in this cluster is older than the operator",
+        "apply the crd.yaml of the operator's version",
+    )
     InvalidSpec = ("the manifest breaks rules", "change what is named; until then nothing is applied")
+
+    # What is made for all can't be made
+    ApplyRefused = (
+        "the API server refuses an object",
+        "change what the refusal names; it is tried again every minute",
+    )
 
     # The pod can't be made
     QuotaExceeded = (
@@ -106,6 +116,10 @@ class Reason(Enum):
         "it was started again too often",
         "look at the log of its last pod, then raise spec.attempt",
     )
+    CrashLoop = (
+        "it ended again and again, and no round was committed in between",
+        "mend what is named, then raise spec.attempt",
+    )
     JobFailed = ("its Job has failed", "see kubectl describe job, then raise spec.attempt")
 
     # On the way
@@ -134,6 +148,10 @@ class Reason(Enum):
     GpusReleased = (
         "GPUs were given back, because not all pods found a machine",
         "add what the waiting pod lacks; all start again then",
+    )
+    Queued = (
+        "an older consortium finds machines first",
+        "nothing: it starts in its turn, which is a matter of a minute or two",
     )
 
     # The end, or not yet

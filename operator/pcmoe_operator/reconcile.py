@@ -1,9 +1,9 @@
-"""One consortium, from its manifest to what runs: read, apply, observe, say. Level-based: it looks at what is, never at
-what changed, so it may be called at any time and any number of times.
+"""One consortium, from its manifest to what runs: read, apply, observe, decide, say, do. Level-based: it looks at what
+is, never at what changed, so it may be called at any time and any number of times. What is decided is written to the
+status before it is done, so whoever starts anew decides the same.
 """
 
-import hashlib
-import json
+import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,18 +11,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pcmoe_operator.answers import CoordinatorSeen, NodeSeen
+from pcmoe_operator.applying import Applier
 from pcmoe_operator.cluster import Cluster
-from pcmoe_operator.conditions import changed, ended, rejected, status_of
+from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
 from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.errors import Fault, ManifestError
+from pcmoe_operator.gang import Decision, Limits, Release, decide, mine_of, time_of
 from pcmoe_operator.keys import KeyStore
-from pcmoe_operator.objects.bundle import bundle
-from pcmoe_operator.objects.inputs import FoundClaim, Inputs
-from pcmoe_operator.objects.jobs import job
-from pcmoe_operator.objects.names import PARTICIPANT, ROLE, Owner, of_participant
+from pcmoe_operator.objects.inputs import Inputs
+from pcmoe_operator.objects.names import PARTICIPANT, ROLE, Owner
 from pcmoe_operator.objects.needs import cluster_faults
-from pcmoe_operator.observe import Seen, observe
+from pcmoe_operator.observe import ParticipantSeen, Seen, observe
 from pcmoe_operator.plan import make_plan
+from pcmoe_operator.reasons import Reason
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.spec import parse
 from pcmoe_operator.standing import Intent, Observation
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 Ask = Callable[[str], Awaitable[bytes | None]]
 """Given a URL: what it answers, or None."""
+STARTING_SECONDS = 30
+"""A pod that has a machine and no container for longer may tell why by its events."""
 PARSED = ("apiVersion", "kind", "metadata", "spec")
 
 
@@ -44,8 +47,9 @@ class Reconciler:
         self._world = world
         self._ask = ask
         self._keys = KeyStore(cluster)
-        self._applied: dict[str, dict[tuple[str, str], str]] = {}
-        """By the consortium's uid: digests of what was applied last, by kind and name."""
+        self._turns = asyncio.Lock()
+        """Held from the decision that a consortium tries until others can see it."""
+        self._applier = Applier(cluster, world)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one consortium to where its manifest wants it; seconds after which to look again."""
@@ -60,25 +64,67 @@ class Reconciler:
         if faults:
             await self._say(raw, rejected(raw.get("status"), _generation(raw), faults, _now()))
             return None
-        end = ended(raw.get("status"), inputs.attempt)
-        suspend = bool(inputs.consortium.spec.suspend)
-        if end is None:
-            await self._apply(inputs, bundle(inputs, await self._keys.of(inputs), await self._claims(inputs)))
-        await self._apply_jobs(inputs, suspend=suspend or end == "Failed", make=end is None)
-        observation = await self._observe(raw, inputs, Intent.SUSPEND if suspend else Intent.RUN)
-        status = status_of(raw.get("status"), observation, _now())
-        await self._say(raw, status)
-        return None if end else self._look_again(status)
+        if ended(raw.get("status"), inputs.attempt):
+            await self._after_the_end(raw, inputs)
+            return None
+        if inputs.consortium.spec.suspend:  # first of all: nothing may keep a run from being stopped
+            await self._applier.jobs(inputs, frozenset(), make=False)
+        if not self._applied(raw, inputs):
+            await self._applier.objects(inputs, await self._keys.of(inputs))
+        return await self._go_on(raw, inputs)
+
+    async def _after_the_end(self, raw: Object, inputs: Inputs) -> None:
+        """Nothing is made or begun any more; what still runs after a failure is stopped."""
+        if inputs.consortium.spec.suspend or ended(raw.get("status"), inputs.attempt) == "Failed":
+            await self._applier.jobs(inputs, frozenset(), make=False)
+        await self._applier.rest_coordinator(inputs)
+        intent = Intent.SUSPEND if inputs.consortium.spec.suspend else Intent.RUN
+        await self._status(raw, inputs, await self._seen(inputs), intent, None)
+
+    async def _go_on(self, raw: Object, inputs: Inputs) -> float | None:
+        """Decide which Jobs run, say so, then do so."""
+        if inputs.consortium.spec.suspend:
+            seen = await self._seen(inputs)
+            status = await self._status(raw, inputs, seen, Intent.SUSPEND, None)
+            await self._applier.jobs(inputs, frozenset(), make=True)
+            return self._look_again(status)
+        waited = Release.read(raw.get("status") or {}, inputs.attempt)
+        seen = await self._seen(inputs)
+        decision = self._decide(raw, inputs, seen)
+        if waited and waited.waits and not decision.release.waits:
+            async with self._turns:  # two that try at once would stand in each other's way
+                decision = self._decide(raw, inputs, seen)
+                status = await self._released(raw, inputs, seen, decision)
+        else:
+            status = await self._released(raw, inputs, seen, decision)
+        if status["state"] not in ENDS:
+            await self._applier.jobs(inputs, decision.run, make=True)
+        again = self._look_again(status)
+        return min((each for each in (again, decision.look_in) if each is not None), default=None)
+
+    async def _released(self, raw: Object, inputs: Inputs, seen: Seen, decision: Decision) -> dict[str, Any]:
+        intent = Intent.YIELD if decision.release.waits else Intent.RUN
+        return await self._status(raw, inputs, seen, intent, decision.release)
+
+    def _decide(self, raw: Object, inputs: Inputs, seen: Seen) -> Decision:
+        settings = self._settings
+        limits = Limits(
+            unschedulable=settings.unschedulable_seconds,
+            turn=settings.turn_seconds,
+            retry=settings.retry_seconds,
+        )
+        mine = mine_of(raw, seen, inputs.attempt)
+        return decide(mine, self._world.rivals((inputs.owner.namespace, inputs.owner.name)), _now(), limits)
 
     def resync(self, key: Key) -> None:
-        """Forget what was applied to a consortium: the next look applies all of it again, whatever others did."""
+        """The next look applies everything to a consortium again, whatever others did meanwhile."""
         raw = self._world.consortia.get(key)
         if raw is not None:
-            self._applied.pop(raw["metadata"]["uid"], None)
+            self._applier.forget(raw["metadata"]["uid"])
 
     def gone(self, uid: str) -> None:
         """A consortium was deleted; what it owned goes with it."""
-        self._applied.pop(uid, None)
+        self._applier.gone(uid)
         self._keys.forget(uid)
 
     # What it is
@@ -89,75 +135,26 @@ class Reconciler:
         owner = Owner(name=metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"])
         return Inputs(owner=owner, consortium=consortium, plan=make_plan(consortium), settings=self._settings)
 
-    async def _claims(self, inputs: Inputs) -> Mapping[str, FoundClaim]:
-        """Claims that are there: they keep their size and class, whatever the manifest says by now."""
-        found = {}
-        for name in inputs.here:
-            checkpoint = inputs.consortium.local_entry(name).volumes.checkpoint
-            if checkpoint is None or checkpoint.size is None or self._known(inputs):
-                continue
-            claim = await self._cluster.read(
-                "v1",
-                "PersistentVolumeClaim",
-                inputs.owner.namespace,
-                of_participant(inputs.owner.name, name),
-            )
-            if claim is not None:
-                spec = claim["spec"]
-                size = spec["resources"]["requests"]["storage"]
-                found[name] = FoundClaim(size=size, storage_class=spec.get("storageClassName"))
-        return found
-
-    # What is applied
-
-    def _known(self, inputs: Inputs) -> bool:
-        return inputs.owner.uid in self._applied
-
-    async def _apply(self, inputs: Inputs, objects: Sequence[Object]) -> None:
-        """Apply what differs from what was applied last."""
-        applied = self._applied.get(inputs.owner.uid, {})
-        for made in objects:
-            key, digest = (made["kind"], made["metadata"]["name"]), _digest(made)
-            if key[0] == "PersistentVolumeClaim" and key in applied:
-                continue  # a claim is made once
-            if applied.get(key) != digest:
-                await self._cluster.apply(made)
-                applied[key] = digest
-        self._applied[inputs.owner.uid] = applied
-
-    async def _apply_jobs(self, inputs: Inputs, *, suspend: bool, make: bool) -> None:
-        """Every participant's Job, suspended or not; one that has ended is left alone, one that is gone made again."""
-        applied = self._applied.setdefault(inputs.owner.uid, {})
-        key = (inputs.owner.namespace, inputs.owner.name)
-        there = {found["metadata"]["name"]: found for found in self._world.children(key, "Job")}
-        for participant in inputs.here:
-            made = job(inputs, participant, suspend)
-            name = made["metadata"]["name"]
-            found = there.get(name)
-            over = found is not None and any(
-                each.get("type") in ("Complete", "Failed") and each.get("status") == "True"
-                for each in found["status"].get("conditions") or []
-            )
-            if over or (found is None and not make):
-                continue
-            mark = f"suspend={suspend}"
-            as_wanted = found is not None and bool(found["spec"].get("suspend")) == suspend
-            if as_wanted or (found is None and applied.get(("Job", name)) == mark):
-                continue
-            await self._cluster.apply(made)
-            applied["Job", name] = mark
+    def _applied(self, raw: Object, inputs: Inputs) -> str:
+        """Digest of the inputs if all that follows from them has been applied; or empty."""
+        return self._applier.settled(inputs, str((raw.get("status") or {}).get("applied", "")))
 
     # What is seen
 
-    async def _observe(self, raw: Object, inputs: Inputs, intent: Intent) -> Observation:
+    async def _seen(self, inputs: Inputs) -> Seen:
+        """What there is of the participants; events are asked for only where nothing else says what is wrong."""
         key = (inputs.owner.namespace, inputs.owner.name)
         pods, jobs = self._world.children(key, "Pod"), self._world.children(key, "Job")
         seen = observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods)
-        if intent is Intent.RUN and any(
-            each.job is not None and each.pod is None for each in seen.participants.values()
-        ):
-            events = await self._cluster.list("events.k8s.io/v1", "Event", inputs.owner.namespace)
-            seen = observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods, events)
+        if inputs.consortium.spec.suspend or not any(map(_mute, seen.participants.values())):
+            return seen
+        events = await self._cluster.list("events.k8s.io/v1", "Event", inputs.owner.namespace)
+        return observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods, events)
+
+    async def _observation(
+        self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
+    ) -> Observation:
+        pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
         answers = {_name(pod): await self._status_of(pod) for pod in pods}
         coordinator = answers.get("")
         return Observation(
@@ -168,6 +165,10 @@ class Reconciler:
             coordinator=CoordinatorSeen.parse(coordinator) if coordinator else None,
             nodes=_nodes(seen, answers),
             intent=intent,
+            release=release,
+            restarts_allowed=self._settings.restarts_without_progress,
+            applied=self._applied(raw, inputs),
+            refused=self._applier.refusals(inputs.owner.uid),
         )
 
     async def _status_of(self, pod: Object) -> bytes | None:
@@ -180,12 +181,25 @@ class Reconciler:
 
     # What is said
 
+    async def _status(
+        self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
+    ) -> dict[str, Any]:
+        """What there is to say, said."""
+        observation = await self._observation(raw, inputs, seen, intent, release)
+        if any(map(_misses_something, seen.participants.values())):
+            self._applier.missed(inputs.owner.uid)
+        status = status_of(raw.get("status"), observation, _now())
+        await self._say(raw, status)
+        return status
+
     async def _say(self, raw: Object, status: Mapping[str, Any]) -> None:
         if not changed(raw.get("status"), dict(status), _now(), self._settings.status_seconds):
             return
         metadata = {key: raw["metadata"][key] for key in ("name", "namespace")}
         head = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata}
         await self._cluster.apply_status({**head, "status": dict(status)})
+        key = (metadata["namespace"], metadata["name"])
+        self._world.wrote(key, raw["metadata"]["uid"], dict(status))
 
     def _look_again(self, status: Mapping[str, Any]) -> float | None:
         """Progress is asked for; everything else wakes us by itself."""
@@ -193,6 +207,20 @@ class Reconciler:
             return None
         crowd = len(self._world.consortia) / 50  # thousands of consortia share the same few requests a second
         return float(max(self._settings.status_seconds, crowd) * random.uniform(1.0, 1.2))
+
+
+def _mute(found: ParticipantSeen) -> bool:
+    """Whether only events can tell why a participant has no pod, or its pod no container."""
+    job, pod = found.job, found.pod
+    if pod is None:
+        return job is not None and not job.suspended
+    placed = time_of(pod.placed_since) if pod.phase == "Pending" and pod.trouble is None else None
+    return placed is not None and (_now() - placed).total_seconds() > STARTING_SECONDS
+
+
+def _misses_something(found: ParticipantSeen) -> bool:
+    trouble = found.pod.trouble if found.pod else None
+    return trouble is not None and trouble.reason is Reason.ConfigurationMissing
 
 
 def _nodes(seen: Seen, answers: Mapping[str, bytes | None]) -> Mapping[str, NodeSeen]:
@@ -210,10 +238,6 @@ def _name(pod: Object) -> str:
     """The participant of a node's pod; empty for the coordinator's."""
     labels = pod["metadata"].get("labels") or {}
     return "" if labels.get(ROLE) == "coordinator" else str(labels.get(PARTICIPANT, "?"))
-
-
-def _digest(made: Object) -> str:
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def _generation(raw: Object) -> int:

@@ -10,20 +10,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from tests.builders import manifest
 from tests.cluster.plane import ControlPlane
+from tests.cluster.processes import free_ports
 
 CRD = yaml.safe_load((Path(__file__).parents[2] / "manifests" / "crd.yaml").read_text())
-DEADLINE = 30.0
+DEADLINE = 60.0
 PORT = 9400
 NAMES = ("berlin", "lyon")
 VOLUMES = {
     "dataset": {"image": {"reference": "none"}},
     "checkpoint": {"size": "1Gi", "storageClassName": "manual"},
 }
+
+
+Kind = TypeVar("Kind", bound="Operated")
 
 
 class Answers:
@@ -72,22 +76,28 @@ class Operated:
         self.plane, self.namespace, self._folder = plane, namespace, folder
         self.answers = Answers()
         self.log = folder / "operator.log"
+        self.kubeconfig = plane.kubeconfig
+        """Whom the operator acts as."""
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the operator."""
-        settings = {
+    def settings(self) -> dict[str, Any]:
+        """What the operator is told."""
+        return {
             "namespaces": [self.namespace],
             "nodeImage": "node",
             "operatorImage": "operator",
             "leaseNamespace": self.namespace,
-            "leaseSeconds": 3,
+            "leaseSeconds": 6,
             "statusSeconds": 0.5,
+            "metricsPort": free_ports(1)[0],
         }
+
+    def start(self) -> None:
+        """Start the operator."""
         path = self._folder / "settings.json"
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps(self.settings()))
         command = [sys.executable, "-m", "pcmoe_operator.main", "--config", str(path)]
-        command += ["--kubeconfig", str(self.plane.kubeconfig)]
+        command += ["--kubeconfig", str(self.kubeconfig)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -106,7 +116,7 @@ class Operated:
     def apply(self, name: str = "pilot", **overrides: Any) -> None:
         """Apply a consortium of two, with volumes that bind."""
         for participant in NAMES:
-            self.plane.apply(_volume(f"{self.namespace}-{name}-{participant}"))
+            self.plane.apply(volume(f"{self.namespace}-{name}-{participant}"))
         local = [{"name": each, "gpus": 1, "volumes": VOLUMES} for each in NAMES]
         self.plane.apply(
             manifest(
@@ -180,7 +190,7 @@ class Operated:
         )
 
 
-def _volume(name: str) -> Mapping[str, Any]:
+def volume(name: str) -> Mapping[str, Any]:
     """A volume that any claim of its class may have."""
     return {
         "apiVersion": "v1",
@@ -196,11 +206,11 @@ def _volume(name: str) -> Mapping[str, Any]:
 
 
 @contextmanager
-def operated(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[Operated]:
+def operated(plane: ControlPlane, namespace: str, folder: Path, kind: type[Kind]) -> Iterator[Kind]:
     """A namespace with the CRD there and an operator running."""
     plane.apply(CRD)
     plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=20s")
-    found = Operated(plane, namespace, folder)
+    found = kind(plane, namespace, folder)
     found.start()
     try:
         yield found

@@ -11,7 +11,7 @@ from tests.integration.operating import NAMES, Operated, coordinator, node, oper
 
 @pytest.fixture
 def here(own_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Operated]:
-    with operated(own_plane, namespace, tmp_path) as found:
+    with operated(own_plane, namespace, tmp_path, Operated) as found:
         yield found
 
 

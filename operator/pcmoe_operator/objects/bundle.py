@@ -11,10 +11,12 @@ from pcmoe_operator.objects.secrets import secrets
 from pcmoe_operator.objects.volumes import checkpoint_claim
 
 
-def bundle(inputs: Inputs, keys: Keys, claims: Mapping[str, FoundClaim] | None = None) -> list[Object]:
+def bundle(
+    inputs: Inputs, keys: Keys, claims: Mapping[str, FoundClaim] | None = None, coordinators: int = 1
+) -> list[Object]:
     """Policies before anything can talk, then what pods mount, then the coordinator. `cluster_faults` must be empty.
 
-    `claims`: by participant, the checkpoint's claim as found in the cluster.
+    `claims`: by participant, the checkpoint's claim as found in the cluster; `coordinators`: 1, or 0 to rest.
     """
     found = claims or {}
     made = [*policies(inputs), *services(inputs), *secrets(inputs, keys)]
@@ -24,5 +26,5 @@ def bundle(inputs: Inputs, keys: Keys, claims: Mapping[str, FoundClaim] | None =
         made += [] if claim is None else [claim]
     if inputs.coordinates:
         told = coordinator_configmap(inputs, keys)
-        made += [told, coordinator_deployment(inputs, told)]
+        made += [told, coordinator_deployment(inputs, told, coordinators)]
     return made

@@ -12,7 +12,7 @@ from pcmoe_operator.objects.volumes import coordinator_mounts
 CONFIG_DIGEST = f"{GROUP}/config-digest"
 
 
-def coordinator_deployment(inputs: Inputs, configmap: Object) -> Object:
+def coordinator_deployment(inputs: Inputs, configmap: Object, replicas: int = 1) -> Object:
     """The coordinator's Deployment. Two at once would contradict each other, so the old one goes first.
 
     The digest of its configuration is on the pod: another roster or agreement starts it again, and training goes on
@@ -45,7 +45,7 @@ def coordinator_deployment(inputs: Inputs, configmap: Object) -> Object:
     return {
         **made,
         "spec": {
-            "replicas": 1,
+            "replicas": replicas,
             "strategy": {"type": "Recreate"},
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": dict(chosen(owner.name, "coordinator"))},

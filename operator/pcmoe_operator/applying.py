@@ -1,0 +1,242 @@
+"""What is applied to the cluster for a consortium: only what differs from what was applied last, and never two attempts
+at once on one checkpoint.
+
+A refused object stops nothing else: it is told, and tried again after a while.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+
+from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.objects.bundle import bundle
+from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
+from pcmoe_operator.objects.jobs import job
+from pcmoe_operator.objects.names import ATTEMPT, PARTICIPANT, ROLE, coordinator, of_participant
+from pcmoe_operator.world import Object, World
+
+CLAIM = "PersistentVolumeClaim"
+REFUSED = (403, 422)
+"""The API server will say the same again until somebody changes something."""
+AGAIN_SECONDS = 60.0
+"""After so long a refused object is tried again."""
+Name = tuple[str, str]
+"""(kind, name) of an object."""
+
+
+class Applied:
+    """What was applied to one consortium, by this process."""
+
+    def __init__(self) -> None:
+        self.digests: dict[Name, str] = {}
+        self.refused: dict[Name, tuple[str, str, float]] = {}
+        """Digest, the server's words, and when to try again."""
+
+    def due(self, name: Name, digest: str, now: float) -> bool:
+        """Whether to apply an object of this digest now."""
+        refused = self.refused.get(name)
+        if refused is not None and refused[0] == digest:
+            return now >= refused[2]
+        # A claim is made once: it is its owner's to change.
+        return self.digests.get(name) != digest and not (name[0] == CLAIM and name in self.digests)
+
+
+class Applier:
+    """Makes objects and changes them."""
+
+    def __init__(self, cluster: Cluster, world: World, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._world = world
+        self._clock = clock
+        self._applied: dict[str, Applied] = {}
+        """By the consortium's uid."""
+        self._done: dict[str, str] = {}
+        """By uid: digest of the inputs whose objects are all there. Known anew from the status after a restart."""
+        self._doubted: set[str] = set()
+        """Uids of those of which the status isn't believed."""
+        self._missed: dict[str, float] = {}
+        """By uid: when a pod last missed something."""
+
+    def settled(self, inputs: Inputs, written: str) -> str:
+        """Digest of the inputs if all that follows from them was applied, by this process or, as the status has
+        `written`, by one before it; or empty.
+        """
+        uid, digest = inputs.owner.uid, self._digest_of(inputs)
+        known = self._done.get(uid, "" if uid in self._doubted else written)
+        return digest if known == digest else ""
+
+    def forget(self, uid: str) -> None:
+        """Apply everything again at the next look: others may have changed or deleted something."""
+        self._applied.pop(uid, None)
+        self._done.pop(uid, None)
+        self._doubted.add(uid)
+
+    def missed(self, uid: str) -> None:
+        """A pod misses something that was applied: somebody has deleted it."""
+        last = self._missed.get(uid)
+        if (
+            last is None or self._clock() - last > AGAIN_SECONDS
+        ):  # a kubelet takes its time to see what is new
+            self._missed[uid] = self._clock()
+            self.forget(uid)
+
+    def gone(self, uid: str) -> None:
+        """The consortium is."""
+        self.forget(uid)
+        self._doubted.discard(uid)
+        self._missed.pop(uid, None)
+
+    def refusals(self, uid: str) -> tuple[str, ...]:
+        """What the API server refuses, in its words."""
+        applied = self._applied.get(uid)
+        if applied is None:
+            return ()
+        return tuple(f"{kind} {name}: {words}" for (kind, name), (_, words, _) in applied.refused.items())
+
+    # Objects
+
+    async def objects(self, inputs: Inputs, keys: Keys) -> None:
+        """Everything but Jobs."""
+        uid = inputs.owner.uid
+        claims = {} if uid in self._applied else await self._claims(inputs)
+        applied = self._applied.setdefault(uid, Applied())
+        for made in bundle(inputs, keys, claims, coordinators=self._coordinators(inputs)):
+            name, digest = (made["kind"], made["metadata"]["name"]), digest_of(made)
+            if applied.due(name, digest, self._clock()):
+                await self._apply(applied, name, digest, made)
+        if not applied.refused:
+            self._done[uid] = self._digest_of(inputs)
+            self._doubted.discard(uid)
+
+    async def _apply(self, applied: Applied, name: Name, digest: str, made: Object) -> None:
+        applied.refused.pop(name, None)
+        try:
+            await self._cluster.apply(made)
+        except ClusterError as error:
+            if error.status not in REFUSED:
+                raise
+            if "ownerRef" in error.reason and "ownerReferences" in made["metadata"]:
+                # Found without an owner, as a restored Secret or a kept claim is: it stays so.
+                metadata = {k: value for k, value in made["metadata"].items() if k != "ownerReferences"}
+                await self._apply(applied, name, digest, {**made, "metadata": metadata})
+                return
+            applied.refused[name] = (digest, error.reason, self._clock() + AGAIN_SECONDS)
+            return
+        applied.digests[name] = digest
+
+    async def _claims(self, inputs: Inputs) -> Mapping[str, FoundClaim]:
+        """Claims that are there: they keep their size and class, whatever the manifest says by now."""
+        found = {}
+        for participant in inputs.here:
+            checkpoint = inputs.consortium.local_entry(participant).volumes.checkpoint
+            if checkpoint is None or checkpoint.size is None:
+                continue
+            name = of_participant(inputs.owner.name, participant)
+            claim = await self._cluster.read("v1", CLAIM, inputs.owner.namespace, name)
+            if claim is not None:
+                spec = claim["spec"]
+                size = spec["resources"]["requests"]["storage"]
+                found[participant] = FoundClaim(size=size, storage_class=spec.get("storageClassName"))
+        return found
+
+    def _coordinators(self, inputs: Inputs) -> int:
+        """None while suspended, once the last node has taken leave."""
+        return 0 if inputs.consortium.spec.suspend and not self._nodes(inputs) else 1
+
+    async def rest_coordinator(self, inputs: Inputs) -> None:
+        """After the end, when the last node has taken leave, nobody needs it any more."""
+        pods = self._pods(inputs)
+        if not self._nodes(inputs) and any(_role(pod) == "coordinator" for pod in pods):
+            namespace, name = inputs.owner.namespace, coordinator(inputs.owner.name)
+            if (applied := self._applied.get(inputs.owner.uid)) is not None:
+                applied.digests.pop(("Deployment", name), None)  # the next attempt wants it back
+            await self._cluster.merge("apps/v1", "Deployment", namespace, name, {"spec": {"replicas": 0}})
+
+    # Jobs
+
+    async def jobs(self, inputs: Inputs, run: frozenset[str], *, make: bool) -> None:
+        """Every participant's Job of this attempt, suspended unless in `run`; those of other attempts stop.
+
+        One that has ended is left alone, one that is gone is made again. One that is there is only ever suspended or
+        released: its template can't be changed.
+        """
+        jobs = self._world.children((inputs.owner.namespace, inputs.owner.name), "Job")
+        for found in jobs:
+            if _label(found, ATTEMPT) != str(inputs.attempt) and not _over(found):
+                await self._suspend(found, suspend=True)
+        there = {
+            _label(found, PARTICIPANT): found
+            for found in jobs
+            if _label(found, ATTEMPT) == str(inputs.attempt)
+        }
+        busy = {
+            _label(pod, PARTICIPANT)
+            for pod in self._nodes(inputs)
+            if _label(pod, ATTEMPT) != str(inputs.attempt)
+        }
+        applied = self._applied.setdefault(inputs.owner.uid, Applied())
+        for participant in inputs.here:
+            job_there, suspend = there.get(participant), participant not in run
+            if job_there is not None:
+                applied.digests.pop(
+                    ("Job", job_there["metadata"]["name"]), None
+                )  # should it go, it is made again
+                if not _over(job_there):
+                    await self._suspend(job_there, suspend=suspend)
+            elif make and participant not in busy:  # two pods would write to one checkpoint
+                await self._make(applied, job(inputs, participant, suspend), suspend)
+
+    async def _make(self, applied: Applied, made: Object, suspend: bool) -> None:
+        name, mark = ("Job", made["metadata"]["name"]), f"suspend={suspend}"
+        if applied.due(name, mark, self._clock()):  # or else it was made, and the watch has not told yet
+            await self._apply(applied, name, mark, made)
+
+    async def _suspend(self, found: Object, *, suspend: bool) -> None:
+        if bool(found["spec"].get("suspend")) != suspend:
+            metadata = found["metadata"]
+            changes = {"spec": {"suspend": suspend}}
+            await self._cluster.merge("batch/v1", "Job", metadata["namespace"], metadata["name"], changes)
+
+    # What is there
+
+    def _pods(self, inputs: Inputs) -> Sequence[Object]:
+        """Pods that have not ended."""
+        pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
+        return [pod for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+
+    def _nodes(self, inputs: Inputs) -> Sequence[Object]:
+        return [pod for pod in self._pods(inputs) if _role(pod) != "coordinator"]
+
+    def _digest_of(self, inputs: Inputs) -> str:
+        """Of all that decides what is applied, keys apart: those are looked at now and then."""
+        told = {
+            "operator": version("pcmoe"),
+            "uid": inputs.owner.uid,
+            "spec": inputs.consortium.spec.model_dump(mode="json", by_alias=True),
+            "settings": inputs.settings.model_dump(mode="json"),
+            "coordinators": self._coordinators(inputs),
+        }
+        return f"sha256:{digest_of(told)}"
+
+
+def digest_of(made: Object) -> str:
+    """Digest of an object's content."""
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def _over(found: Object) -> bool:
+    """Whether a Job has ended for good."""
+    conditions = found["status"].get("conditions") or []
+    return any(
+        each.get("type") in ("Complete", "Failed") and each.get("status") == "True" for each in conditions
+    )
+
+
+def _label(of: Object, label: str) -> str:
+    return str((of["metadata"].get("labels") or {}).get(label, ""))
+
+
+def _role(pod: Object) -> str:
+    return _label(pod, ROLE)
