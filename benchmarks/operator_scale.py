@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from scale_clients import Answering, Clients, Operator, PodCount
 
 ROOT = Path(__file__).parents[1]
@@ -100,8 +101,7 @@ def measured(folder: Path, count: int, clients: int, idle: float) -> dict[str, A
 
 def _prepare(plane: ControlPlane) -> None:
     plane.kubectl("create", "namespace", NAMESPACE)
-    plane.apply(ROOT / "manifests" / "crd.yaml")
-    plane.kubectl("wait", "--for=condition=Established", "crd/pcmoeconsortia.pcmoe.dev", "--timeout=20s")
+    plane.define(yaml.safe_load((ROOT / "manifests" / "crd.yaml").read_text()))
     volume = {
         "capacity": {"storage": "1Gi"},
         "accessModes": ["ReadWriteMany"],

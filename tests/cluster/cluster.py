@@ -53,7 +53,7 @@ class Cluster:
         """
         command = [str(self._kubectl), f"--cache-dir={self.folder / 'kubectl-cache'}", *map(str, args)]
         shown = " ".join(["kubectl", *map(str, args)])
-        direct = f"{os.environ.get('NO_PROXY', '')},127.0.0.1".lstrip(",")
+        direct = f"{os.environ.get('NO_PROXY', '')},127.0.0.1,10.0.0.0/8".lstrip(",")
         environment = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "NO_PROXY": direct}
         try:
             done = subprocess.run(
@@ -86,6 +86,19 @@ class Cluster:
         for manifest in manifests:
             text = manifest.read_text() if isinstance(manifest, Path) else manifest
             self.kubectl("apply", "--server-side", "--force-conflicts", *where, "-f", "-", given=text)
+
+    def define(self, crd: Mapping[str, Any]) -> None:
+        """Apply a CustomResourceDefinition and wait until its objects are served.
+
+        `kubectl wait` takes one without conditions, as a new one is, for an error.
+        """
+        self.apply(crd)
+
+        def established() -> bool:
+            conditions = self.read("crd", crd["metadata"]["name"]).get("status", {}).get("conditions") or []
+            return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+
+        eventually(f"{crd['metadata']['name']} served", established, within=30)
 
     @contextmanager
     def namespace(self, prefix: str = "test") -> Iterator[str]:

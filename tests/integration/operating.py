@@ -79,6 +79,9 @@ class Operated:
         self.kubeconfig = plane.kubeconfig
         """Whom the operator acts as."""
         self._process: subprocess.Popen[bytes] | None = None
+        [self._port] = free_ports(1)
+        self._started = 0
+        """Where the log of the last start begins."""
 
     def settings(self) -> dict[str, Any]:
         """What the operator is told."""
@@ -89,7 +92,7 @@ class Operated:
             "leaseNamespace": self.namespace,
             "leaseSeconds": 6,
             "statusSeconds": 0.5,
-            "metricsPort": free_ports(1)[0],
+            "metricsPort": self._port,
         }
 
     def start(self) -> None:
@@ -99,6 +102,7 @@ class Operated:
         command = [sys.executable, "-m", "pcmoe_operator.main", "--config", str(path)]
         command += ["--kubeconfig", str(self.kubeconfig)]
         with self.log.open("ab") as log:
+            self._started = log.tell()
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def kill(self) -> None:
@@ -112,6 +116,13 @@ class Operated:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(15)
+
+    def until_looked(self) -> None:
+        """Wait until the operator that was started last has seen all that is there."""
+        end = time.monotonic() + DEADLINE
+        while "consortia are there" not in self.log.read_text()[self._started :]:
+            assert time.monotonic() < end, self.log.read_text()[self._started :]
+            time.sleep(0.1)  # between two looks; the deadline is above
 
     def apply(self, name: str = "pilot", **overrides: Any) -> None:
         """Apply a consortium of two, with volumes that bind."""
@@ -208,8 +219,7 @@ def volume(name: str) -> Mapping[str, Any]:
 @contextmanager
 def operated(plane: ControlPlane, namespace: str, folder: Path, kind: type[Kind]) -> Iterator[Kind]:
     """A namespace with the CRD there and an operator running."""
-    plane.apply(CRD)
-    plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=20s")
+    plane.define(CRD)
     found = kind(plane, namespace, folder)
     found.start()
     try:

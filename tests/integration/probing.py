@@ -78,9 +78,7 @@ class Probed(Operated):
 @contextmanager
 def running(operator: Probed) -> Iterator[Probed]:
     """The CRD installed and the operator started, until it is killed."""
-    operator.plane.apply(CRD)
-    name = CRD["metadata"]["name"]
-    operator.plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
+    operator.plane.define(CRD)
     operator.start()
     try:
         yield operator

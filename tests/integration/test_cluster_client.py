@@ -40,9 +40,7 @@ def run(plane: ControlPlane, work: Callable[[Cluster], Awaitable[None]]) -> None
 
 def install(plane: ControlPlane) -> None:
     """The CRD, ready for use."""
-    plane.apply(CRD)
-    name = CRD["metadata"]["name"]
-    plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
+    plane.define(CRD)
 
 
 def config_map(namespace: str, **data: str) -> Object:

@@ -94,10 +94,7 @@ class Bench:
 
 @pytest.fixture
 def settled(own_plane: ControlPlane) -> None:
-    own_plane.apply(CRD)
-    own_plane.kubectl(
-        "wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=20s"
-    )
+    own_plane.define(CRD)
 
 
 def hit(plane: ControlPlane, namespace: str, fault: BaseException, *, sent: bool, every: int = 1) -> int:

@@ -23,10 +23,7 @@ Make = Callable[..., Scarce]
 @pytest.fixture
 def make(own_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Make]:
     """Makes the namespace with its operator, by settings."""
-    own_plane.apply(CRD)
-    own_plane.kubectl(
-        "wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=20s"
-    )
+    own_plane.define(CRD)
     with ExitStack() as stack:
 
         def make(**limits: int) -> Scarce:

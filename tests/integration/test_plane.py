@@ -136,8 +136,7 @@ def has(plane: ControlPlane, user: str, wanted: Sequence[tuple[str, str, str, in
 @pytest.fixture(scope="module")
 def crd(own_plane: ControlPlane) -> None:
     """The API server knows consortia."""
-    own_plane.apply(ROOT / "manifests/crd.yaml")
-    own_plane.kubectl("wait", "crd/pcmoeconsortia.pcmoe.dev", "--for=condition=Established", "--timeout=20s")
+    own_plane.define(yaml.safe_load((ROOT / "manifests/crd.yaml").read_text()))
 
 
 @pytest.mark.usefixtures("crd")

@@ -93,8 +93,7 @@ def older(crd: dict[str, Any]) -> dict[str, Any]:
 
 def replace_crd(plane: ControlPlane, crd: dict[str, Any]) -> None:
     """Put a CRD in the place of the one that is there, if there is one."""
-    plane.apply(crd)
-    plane.kubectl("wait", "--for=condition=Established", f"crd/{NAME}", "--timeout=20s")
+    plane.define(crd)
 
 
 def test_without_the_crd_it_waits_and_with_an_old_one_it_does_nothing_but_say_so(

@@ -33,10 +33,7 @@ def here(own_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Op
 @pytest.fixture
 def api(own_plane: ControlPlane) -> ControlPlane:
     """The API server knows consortia; no operator looks after them."""
-    own_plane.apply(CRD)
-    own_plane.kubectl(
-        "wait", f"crd/{CRD['metadata']['name']}", "--for=condition=Established", "--timeout=20s"
-    )
+    own_plane.define(CRD)
     return own_plane
 
 
