@@ -6,6 +6,7 @@ A refused object stops nothing else: it is told, and tried again after a while.
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -22,6 +23,10 @@ REFUSED = (403, 422)
 """The API server will say the same again until somebody changes something."""
 AGAIN_SECONDS = 60.0
 """After so long a refused object is tried again."""
+DAY = 86400
+"""Keys are looked at so often at least: a leaf is due while it has days left."""
+log = logging.getLogger(__name__)
+
 Name = tuple[str, str]
 """(kind, name) of an object."""
 
@@ -46,10 +51,17 @@ class Applied:
 class Applier:
     """Makes objects and changes them."""
 
-    def __init__(self, cluster: Cluster, world: World, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._cluster = cluster
         self._world = world
         self._clock = clock
+        self._now = now
         self._applied: dict[str, Applied] = {}
         """By the consortium's uid."""
         self._done: dict[str, str] = {}
@@ -122,6 +134,7 @@ class Applier:
                 metadata = {k: value for k, value in made["metadata"].items() if k != "ownerReferences"}
                 await self._apply(applied, name, digest, {**made, "metadata": metadata})
                 return
+            log.warning("%s %s is refused: %s", *name, error)
             applied.refused[name] = (digest, error.reason, self._clock() + AGAIN_SECONDS)
             return
         applied.digests[name] = digest
@@ -210,10 +223,12 @@ class Applier:
         return [pod for pod in self._pods(inputs) if _role(pod) != "coordinator"]
 
     def _digest_of(self, inputs: Inputs) -> str:
-        """Of all that decides what is applied, keys apart: those are looked at now and then."""
+        """Of all that decides what is applied, keys apart: for them it changes once a day."""
+        uid = inputs.owner.uid
         told = {
+            "day": int(self._now() + int(digest_of({"uid": uid})[:8], 16) % DAY) // DAY,
             "operator": version("pcmoe"),
-            "uid": inputs.owner.uid,
+            "uid": uid,
             "spec": inputs.consortium.spec.model_dump(mode="json", by_alias=True),
             "settings": inputs.settings.model_dump(mode="json"),
             "coordinators": self._coordinators(inputs),

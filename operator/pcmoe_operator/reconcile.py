@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pcmoe_operator.answers import CoordinatorSeen, NodeSeen
-from pcmoe_operator.applying import Applier
+from pcmoe_operator.applying import AGAIN_SECONDS, Applier
 from pcmoe_operator.cluster import Cluster
 from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
 from pcmoe_operator.constants import OPERATOR
@@ -87,7 +87,7 @@ class Reconciler:
             seen = await self._seen(inputs)
             status = await self._status(raw, inputs, seen, Intent.SUSPEND, None)
             await self._applier.jobs(inputs, frozenset(), make=True)
-            return self._look_again(status)
+            return self._look_again(status, self._applier.refusals(inputs.owner.uid))
         waited = Release.read(raw.get("status") or {}, inputs.attempt)
         seen = await self._seen(inputs)
         decision = self._decide(raw, inputs, seen)
@@ -99,7 +99,7 @@ class Reconciler:
             status = await self._released(raw, inputs, seen, decision)
         if status["state"] not in ENDS:
             await self._applier.jobs(inputs, decision.run, make=True)
-        again = self._look_again(status)
+        again = self._look_again(status, self._applier.refusals(inputs.owner.uid))
         return min((each for each in (again, decision.look_in) if each is not None), default=None)
 
     async def _released(self, raw: Object, inputs: Inputs, seen: Seen, decision: Decision) -> dict[str, Any]:
@@ -201,10 +201,12 @@ class Reconciler:
         key = (metadata["namespace"], metadata["name"])
         self._world.wrote(key, raw["metadata"]["uid"], dict(status))
 
-    def _look_again(self, status: Mapping[str, Any]) -> float | None:
+    def _look_again(self, status: Mapping[str, Any], refused: Sequence[str]) -> float | None:
         """Progress is asked for; everything else wakes us by itself."""
-        if status["state"] in ("Suspended", "Completed", "Failed"):
+        if status["state"] in ENDS:
             return None
+        if status["state"] == "Suspended":
+            return AGAIN_SECONDS if refused else None
         crowd = len(self._world.consortia) / 50  # thousands of consortia share the same few requests a second
         return float(max(self._settings.status_seconds, crowd) * random.uniform(1.0, 1.2))
 

@@ -273,6 +273,13 @@ def state_of(observation: Observation, rows: Sequence[Standing]) -> State:
 
 def held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:
     """Whether a consortium gets on, why or why not, and a sentence."""
+    truth, reason, text = _held_up(observation, rows)
+    if observation.refused and reason is not Reason.ApplyRefused:
+        text += f" ({Reason.ApplyRefused.meaning}: {'; '.join(observation.refused)})"
+    return truth, reason, text
+
+
+def _held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:
     troubled = troubles(rows)
     if observation.intent is Intent.SUSPEND:
         return "False", Reason.SuspendRequested, sentence("", Reason.SuspendRequested)
@@ -284,13 +291,12 @@ def held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, 
         return "False", Reason.NothingHere, sentence("", Reason.NothingHere)
     if troubled and troubled[0].trouble:
         return "False", troubled[0].trouble.reason, about(troubled)
+    if observation.refused and not all(row.ready or row.state == "Completed" for row in rows):
+        return "False", Reason.ApplyRefused, sentence("", Reason.ApplyRefused, "; ".join(observation.refused))
     return _on_the_way(observation, rows)
 
 
 def _on_the_way(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:
-    refused = "; ".join(observation.refused)
-    if refused and not all(row.ready or row.state == "Completed" for row in rows):
-        return "False", Reason.ApplyRefused, sentence("", Reason.ApplyRefused, refused)
     for states, reason in ((("Pending", "Suspended"), Reason.Starting), (("Loading",), Reason.Loading)):
         names = [row.name for row in rows if row.state in states]
         if names:
@@ -301,7 +307,7 @@ def _on_the_way(observation: Observation, rows: Sequence[Standing]) -> tuple[Tru
         return "False", reason, sentence("", reason, words)
     if observation.coordinator is None and not observation.nodes:
         return "Unknown", Reason.StatusUnavailable, sentence("", Reason.StatusUnavailable)
-    return "True", Reason.Training, sentence("", Reason.Training, refused and f"but {refused}")
+    return "True", Reason.Training, Reason.Training.meaning
 
 
 def troubles(rows: Sequence[Standing]) -> list[Standing]:

@@ -121,5 +121,6 @@ def test_a_refused_object_is_told_and_keeps_no_run_from_being_stopped(here: Upgr
     words = [each for each in status["conditions"] if "exceeded quota" in each["message"]]
     assert "Service pcmoe-coordinator-pilot: " in words[0]["message"]
     here.change(suspend=True)
-    here.until(lambda status: status.get("state") == "Suspended")
+    status = here.until(lambda status: status.get("state") == "Suspended")
     eventually("end of all pods", lambda: not here.pods(), within=60)
+    assert "exceeded quota" in str(status["conditions"]), "it is told while suspended too"

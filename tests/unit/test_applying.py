@@ -1,0 +1,110 @@
+"""What is applied, and when again."""
+
+import asyncio
+from collections.abc import Mapping
+
+from tests.unit.clustered import inputs, keys
+
+from pcmoe_operator.applying import AGAIN_SECONDS, DAY, Applier
+from pcmoe_operator.cluster import Cluster, ClusterError, Object
+from pcmoe_operator.world import World
+
+GIVEN = inputs(2)
+UID = GIVEN.owner.uid
+
+
+class Api:
+    """Counts what is applied; refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.applied: list[Object] = []
+        self.refuses: dict[str, str] = {}
+        self.seconds = 0.0
+        self.applier = self.started()
+
+    def started(self) -> Applier:
+        """Another process of the operator."""
+        world = World(lambda _key: None)
+        return Applier(Cluster(self), world, clock=lambda: self.seconds, now=lambda: self.seconds)
+
+    async def __call__(
+        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+    ) -> Object:
+        if body is None:
+            raise ClusterError(path, 404, "not found")
+        name, words = body["metadata"]["name"], self.refuses.get(body["metadata"]["name"])
+        if words and ("ownerRef" not in words or "ownerReferences" in body["metadata"]):
+            raise ClusterError(path, 403, words)
+        self.applied.append(body)
+        assert name
+        return body
+
+    def apply(self) -> int:
+        """Apply everything; how many objects were."""
+        before = len(self.applied)
+        asyncio.run(self.applier.objects(GIVEN, keys(GIVEN)))
+        return len(self.applied) - before
+
+
+def test_what_was_applied_is_not_applied_again_before_somebody_doubts_it() -> None:
+    api = Api()
+    everything = api.apply()
+    assert everything > 10 and api.apply() == 0
+    api.applier.forget(UID)
+    assert api.apply() == everything
+
+
+def test_the_next_process_believes_the_status() -> None:
+    api = Api()
+    api.apply()
+    written = api.applier.settled(GIVEN, "")
+    api.applier = api.started()
+    assert api.applier.settled(GIVEN, written) == written
+    assert not api.applier.settled(inputs(2, {"attempt": 2}), written)
+    api.applier.forget(UID)
+    assert not api.applier.settled(GIVEN, written)
+
+
+def test_once_a_day_keys_are_looked_at_whatever_was_written() -> None:
+    api = Api()
+    api.apply()
+    written = api.applier.settled(GIVEN, "")
+    api.seconds += DAY
+    assert not api.applier.settled(GIVEN, written)
+    assert api.apply() == 0, "nothing has changed"
+    assert api.applier.settled(GIVEN, written)
+
+
+def test_a_refused_object_stops_no_other_and_is_tried_again_after_a_while() -> None:
+    api = Api()
+    everything = Api().apply()
+    api.refuses["hospitals.lyon"] = "no room"
+    made = api.apply()
+    assert made < everything and api.apply() == 0
+    assert all("no room" in words for words in api.applier.refusals(UID))
+    assert not api.applier.settled(GIVEN, "")
+    api.refuses.clear()
+    assert api.apply() == 0
+    api.seconds += AGAIN_SECONDS
+    assert api.apply() == everything - made
+    assert api.applier.refusals(UID) == () and api.applier.settled(GIVEN, "")
+
+
+def test_what_may_have_no_owner_is_applied_without_one() -> None:
+    api = Api()
+    api.refuses["hospitals.lyon.ca"] = "cannot set an ownerRef on a resource you can't delete"
+    assert api.apply() == Api().apply()
+    [secret] = [made for made in api.applied if made["metadata"]["name"] == "hospitals.lyon.ca"]
+    assert "ownerReferences" not in secret["metadata"]
+
+
+def test_an_object_that_a_pod_misses_is_applied_again_but_not_at_every_look() -> None:
+    api = Api()
+    everything = api.apply()
+    api.applier.missed(UID)
+    assert api.apply() == everything
+    api.applier.missed(UID)
+    assert api.apply() == 0
+    api.seconds += 2 * AGAIN_SECONDS
+    api.applier.missed(UID)
+    assert api.apply() == everything
