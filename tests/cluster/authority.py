@@ -42,12 +42,12 @@ class Authority:
         self.context = ssl.create_default_context(cafile=str(self.certificate))
         """Trusts what this authority signed, and nothing else."""
 
-    def server(self) -> tuple[Path, Path]:
-        """Certificate and key for a server on the loopback."""
+    def server(self, *addresses: str) -> tuple[Path, Path]:
+        """Certificate and key for a server on the loopback and at these addresses."""
         names = [
             x509.DNSName("localhost"),
             x509.DNSName("kubernetes.default.svc"),
-            x509.IPAddress(ip_address("127.0.0.1")),
+            *(x509.IPAddress(ip_address(each)) for each in dict.fromkeys(("127.0.0.1", *addresses))),
         ]
         return self._issue("server", [x509.NameAttribute(NameOID.COMMON_NAME, "server")], names)
 

@@ -1,12 +1,14 @@
 """Builds the programs of a Kubernetes control plane from the Go module proxy, once, into a cache folder.
 
-    python -m tests.cluster.build              all that are missing
+    python -m tests.cluster.build              all that `make test` needs and that are missing
     python -m tests.cluster.build helm kwok    these
+    python -m tests.cluster.build all          those of the end-to-end test too
     python -m tests.cluster.build --has-go     ends with 0 if nothing is missing or there is a Go to build it with
 
 A program that already lies in `$PCMOE_CLUSTER_BIN` or `$KUBEBUILDER_ASSETS` is taken from there, whatever its
-version. The others are built into `$PCMOE_CLUSTER_BIN`, or else into `~/.cache/pcmoe/cluster/<hash of all that
-decides what they are>`. Go keeps what it compiled in its own cache, so that a changed hash costs a minute or two.
+version. The others are built into `$PCMOE_CLUSTER_BIN`, or else into a folder below `~/.cache/pcmoe/cluster` for each
+go.mod, named by a hash of all that decides what its programs are. Go keeps what it compiled in its own cache, so that a
+changed hash costs a minute or two.
 """
 
 import argparse
@@ -57,15 +59,30 @@ PROGRAMS = {
         Program("kubectl", ".", "k8s.io/kubernetes/cmd/kubectl", "half a minute"),
         Program("etcd", ".", "go.etcd.io/etcd/server/v3", "seconds"),
         Program("kwok", ".", "sigs.k8s.io/kwok/cmd/kwok", "seconds"),
+        Program("kubelet", ".", "k8s.io/kubernetes/cmd/kubelet", "half a minute"),
+        Program("kube-proxy", ".", "k8s.io/kubernetes/cmd/kube-proxy", "seconds"),
         Program("helm", "tools", "helm.sh/helm/v4/cmd/helm", "about 2 minutes"),
         Program(
             "helm-unittest", "tools", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest", "a minute"
         ),
         Program("kubeconform", "tools", "github.com/yannh/kubeconform/cmd/kubeconform", "seconds"),
+        Program("kube-score", "score", "github.com/zegl/kube-score/cmd/kube-score", "seconds"),
+        Program("coredns", "dns", "github.com/coredns/coredns", "about 2 minutes"),
     )
 }
-PLANE = tuple(name for name, program in PROGRAMS.items() if program.module == ".")
+PLANE: tuple[str, ...] = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubectl",
+    "etcd",
+    "kwok",
+)
 """What a control plane with fake nodes needs."""
+NODE = ("kubelet", "kube-proxy", "coredns")
+"""What real nodes need besides; only the end-to-end test has some."""
+TESTS = tuple(name for name in PROGRAMS if name not in NODE)
+"""What `make test` needs."""
 
 
 def ensure(*names: str, say: Say | None = None) -> dict[str, Path]:
@@ -74,11 +91,12 @@ def ensure(*names: str, say: Say | None = None) -> dict[str, Path]:
     Raises:
         BuildError: no Go that is new enough, Go said no, or another process built for longer than it may.
     """
-    wanted = names or tuple(PROGRAMS)
-    if missing(wanted):
-        with _lock(folder(), say or _say):
+    wanted = names or TESTS
+    for module in dict.fromkeys(PROGRAMS[name].module for name in missing(wanted)):
+        with _lock(folder(module), say or _say):
             for number, name in enumerate(todo := missing(wanted), start=1):
-                _build(PROGRAMS[name], f"{number} of {len(todo)}", say or _say)
+                if PROGRAMS[name].module == module:
+                    _build(PROGRAMS[name], f"{number} of {len(todo)}", say or _say)
     return {name: place for name in wanted if (place := find(name))}
 
 
@@ -92,15 +110,15 @@ def find(name: str) -> Path | None:
     given = [
         Path(path) for key in ("PCMOE_CLUSTER_BIN", "KUBEBUILDER_ASSETS") if (path := os.environ.get(key))
     ]
-    places = (place / name for place in (*given, folder()))
+    places = (place / name for place in (*given, folder(PROGRAMS[name].module)))
     return next((place.absolute() for place in places if os.access(place, os.X_OK)), None)
 
 
-def folder() -> Path:
-    """Where programs are built to."""
+def folder(module: str) -> Path:
+    """Where the programs of a module are built to."""
     if given := os.environ.get("PCMOE_CLUSTER_BIN"):
         return Path(given).absolute()
-    return Path.home() / ".cache" / "pcmoe" / "cluster" / _digest()
+    return Path.home() / ".cache" / "pcmoe" / "cluster" / _digest(module)
 
 
 @functools.cache
@@ -113,40 +131,42 @@ def required(module: str) -> str:
 
 
 @functools.cache
-def _digest() -> str:
-    """Of all that decides what the programs are."""
-    packages = [(program.name, program.module, program.package) for program in PROGRAMS.values()]
-    total = hashlib.sha256(repr((FLAGS, _linker_flags(), packages)).encode())
-    for path in sorted(MODULES.rglob("go.*")):
+def _digest(module: str) -> str:
+    """Of all that decides what a module's programs are."""
+    total = hashlib.sha256(repr((FLAGS, _linker_flags(module))).encode())
+    for path in sorted((MODULES / module).glob("go.*")):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
 
 
-def _linker_flags() -> str:
-    """Without symbols, and with the versions that releases tell."""
-    version = required("k8s.io/kubernetes")
-    major, minor = version.removeprefix("v").split(".")[:2]
-    stamps = {
-        "k8s.io/component-base/version.gitVersion": version,
-        "k8s.io/component-base/version.gitMajor": major,
-        "k8s.io/component-base/version.gitMinor": minor,
-        "k8s.io/client-go/pkg/version.gitVersion": version,
-        "helm.sh/helm/v4/internal/version.version": required("helm.sh/helm/v4"),
-    }
+def _linker_flags(module: str) -> str:
+    """Without symbols, and with the version that a release tells."""
+    stamps: dict[str, str] = {}
+    if module == "tools":
+        stamps["helm.sh/helm/v4/internal/version.version"] = required("helm.sh/helm/v4")
+    elif module == ".":
+        version = required("k8s.io/kubernetes")
+        major, minor = version.removeprefix("v").split(".")[:2]
+        stamps = {
+            "k8s.io/component-base/version.gitVersion": version,
+            "k8s.io/component-base/version.gitMajor": major,
+            "k8s.io/component-base/version.gitMinor": minor,
+            "k8s.io/client-go/pkg/version.gitVersion": version,
+        }
     return " ".join(["-s -w", *(f"-X {name}={value}" for name, value in stamps.items())])
 
 
 def _build(program: Program, which: str, say: Say) -> None:
     say(f"building {program.name} ({which}), {program.time} the first time")
     began = time.monotonic()
-    target = folder() / program.name
+    target = folder(program.module) / program.name
     unfinished = target.with_name(f".{program.name}.{os.getpid()}")
     command = [
         find_go(),
         "build",
         *FLAGS,
         "-ldflags",
-        _linker_flags(),
+        _linker_flags(program.module),
         "-o",
         str(unfinished),
         program.package,
@@ -248,19 +268,23 @@ def main() -> int:
         prog="python -m tests.cluster.build", description="Build what is missing."
     )
     parser.add_argument(
-        "names", nargs="*", metavar="PROGRAM", help=f"of {', '.join(PROGRAMS)}; all if none is named"
+        "names",
+        nargs="*",
+        metavar="PROGRAM",
+        help=f"of {', '.join(PROGRAMS)}, all; or what `make test` needs",
     )
     parser.add_argument(
         "--has-go", action="store_true", help="only say, by exit status, whether that would work"
     )
     given = parser.parse_args()
-    if unknown := set(given.names) - set(PROGRAMS):
+    names = tuple(PROGRAMS) if given.names == ["all"] else tuple(given.names) or TESTS
+    if unknown := set(names) - set(PROGRAMS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
     try:
         if not given.has_go:
-            places = ensure(*given.names)
+            places = ensure(*names)
             _say("\n".join(f"{name}: {place}" for name, place in places.items()))
-        elif missing(given.names or tuple(PROGRAMS)):
+        elif missing(names):
             find_go()
     except BuildError as error:
         _say(str(error))

@@ -34,6 +34,10 @@ USERS = {
 """Who has a token from the start, and the group."""
 CAPACITY = {"cpu": "32", "memory": "256Gi", "pods": "110", "nvidia.com/gpu": "8"}
 FAKE = "kwok.x-k8s.io/node"
+LOOPBACK = "127.0.0.1"
+SERVICES = "10.96.0.0/16"
+SERVICE = "10.96.0.1"
+"""The address of the Service `kubernetes`: the first of the range."""
 STAGES = Path(__file__).with_name("stages.yaml")
 
 
@@ -44,9 +48,19 @@ class ControlPlane(Cluster):
         folder: For its data and logs; made if it isn't there. The logs stay.
         fake_nodes: How many nodes to begin with.
         capacity: Of each.
+        pod_range: Where their pods' addresses come from.
+        address: Where the API server listens; only on another than the loopback can pods reach it.
     """
 
-    def __init__(self, folder: Path, *, fake_nodes: int = 0, capacity: Mapping[str, str] = CAPACITY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fake_nodes: int = 0,
+        capacity: Mapping[str, str] = CAPACITY,
+        pod_range: str = "10.244.0.0/16",
+        address: str = LOOPBACK,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder / "admin.kubeconfig", folder)
         self.url = ""
@@ -54,9 +68,11 @@ class ControlPlane(Cluster):
         """What runs, in the order of its start."""
         self._fake_nodes = fake_nodes
         self._capacity = capacity
+        self._pod_range = pod_range
+        self._address_of_server = address
         self._programs = build.ensure(*build.PLANE)
         self._authority = Authority(folder)
-        self._certificate, self._key = self._authority.server()
+        self._certificate, self._key = self._authority.server(address, SERVICE)
         self._accounts = folder / "service-accounts.key"
         write_key(self._accounts)
         self._tokens = {user: secrets.token_urlsafe() for user in USERS}
@@ -110,6 +126,13 @@ class ControlPlane(Cluster):
         user_entry = {"client-certificate": str(certificate), "client-key": str(key)}
         return write_kubeconfig(self._fresh("kubeconfig"), self.url, self._authority.certificate, user_entry)
 
+    def restart_apiserver(self) -> None:
+        """Kill the API server, and start it again where it was."""
+        [old] = [process for process in self.processes if process.name == "kube-apiserver"]
+        old.kill()
+        self.processes[self.processes.index(old)] = fresh = old.again()
+        self._wait_answer(fresh, f"{self.url}/readyz", self._tokens["admin"])
+
     def requests(self, user: str | None = None) -> list[audit.Request]:
         """What the API server was asked for, by a user or by anybody; see `tests.cluster.audit.read`."""
         return audit.read(self._audit_log, user)
@@ -155,19 +178,20 @@ class ControlPlane(Cluster):
 
     def _start_apiserver(self, etcd: str) -> None:
         [port] = free_ports(1)
-        self.url = f"https://127.0.0.1:{port}"
+        address = self._address_of_server
+        self.url = f"https://{address}:{port}"
         policy = self._write("audit-policy.json", json.dumps(audit.POLICY))
         rows = (f'{token},{user},{user},"{USERS[user]}"\n' for user, token in self._tokens.items())
         process = self._run(
             "kube-apiserver",
             f"--etcd-servers={etcd}",
             f"--etcd-cafile={self._authority.certificate}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={address}",
+            f"--advertise-address={address}",
             f"--secure-port={port}",
-            # The Service `kubernetes` may not lead to a loopback address, so it leads nowhere.
-            "--endpoint-reconciler-type=none",
-            "--service-cluster-ip-range=10.96.0.0/16",
+            # The Service `kubernetes` may not lead to a loopback address: then it leads nowhere.
+            f"--endpoint-reconciler-type={'none' if address == LOOPBACK else 'lease'}",
+            f"--service-cluster-ip-range={SERVICES}",
             *self._serving(),
             f"--client-ca-file={self._authority.certificate}",
             f"--token-auth-file={self._write('tokens.csv', ''.join(rows))}",
@@ -217,7 +241,7 @@ class ControlPlane(Cluster):
             f"--config={STAGES}",
             f"--manage-nodes-with-annotation-selector={FAKE}=fake",
             "--node-ip=127.0.0.1",
-            "--cidr=10.244.0.0/16",
+            f"--cidr={self._pod_range}",
             "--node-lease-duration-seconds=40",
             f"--server-address=127.0.0.1:{port}",
             *self._serving(),

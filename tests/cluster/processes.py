@@ -26,6 +26,7 @@ class Process:
     def __init__(self, name: str, command: Sequence[str | Path], folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self._command, self._folder = command, folder
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", tether.__file__, str(os.getpid()), *map(str, command)],
@@ -55,6 +56,10 @@ class Process:
         """SIGKILL, and wait until it is gone."""
         self._process.kill()
         self._process.wait(STOP_SECONDS)
+
+    def again(self) -> "Process":
+        """The same program once more, with the same log."""
+        return Process(self.name, self._command, self._folder)
 
     def tail(self) -> str:
         """The end of its log, and where that lies."""

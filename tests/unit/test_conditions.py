@@ -1,6 +1,7 @@
 """From what was observed to `.status`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -189,6 +190,14 @@ def test_the_loss_is_of_training_where_not_all_have_a_held_out_one_and_absent_wh
     assert made(training(loss=123.4, held_out=None))["loss"] == "123"
     assert "loss" not in made(training(loss=None, held_out=None))
     assert "loss" not in made(observation({"berlin": pending("berlin")}))
+
+
+def test_the_loss_stays_that_of_all_while_one_of_them_is_silent() -> None:
+    before = made(training(held_out=2.0))
+    given = training(held_out=1.0)
+    silent = replace(given, nodes={"berlin": given.nodes["berlin"]})
+    assert status_of(before, silent, NOW)["loss"] == "2.00"
+    assert "loss" not in made(silent)
 
 
 def test_a_pod_without_a_machine_is_named_with_the_schedulers_words_and_what_to_do() -> None:
