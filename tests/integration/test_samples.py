@@ -1,6 +1,7 @@
 """Every sample on a real API server: taken by the operator, it gets where it should. And the API explains itself."""
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.integration.operating import CRD, Operated, operated
 from tests.unit.bad_manifests import BAD_MANIFESTS, Bad
 
 from pcmoe_operator.cluster import ApiRequests, ClusterError, connect
+from pcmoe_operator.pki import issue_authority
 from pcmoe_operator.schema import Consortium
 from pcmoe_operator.spec import load
 
@@ -162,6 +164,21 @@ def test_the_partner_makes_its_own_ca_first_and_then_runs_its_own_pod_alone(here
     secrets = here.plane.kubectl("get", "secrets", "-n", here.namespace, "-o", "name").split()
     assert sorted(secrets) == ["secret/federated-partner.lyon.ca", "secret/federated-partner.lyon.tls"]
     release(here, "federated-partner")
+    assert (
+        "has no caBundle of berlin"
+        in condition(until(here, "federated-partner", "Invalid"), "Accepted")["message"]
+    )
+    roster = [
+        {
+            **entry.model_dump(by_alias=True),
+            "caBundle": issue_authority(entry.name, "federation-2026").certificate,
+        }
+        for entry in consortium.spec.roster
+    ]
+    patch = json.dumps({"spec": {"roster": roster}})
+    here.plane.kubectl(
+        "patch", "pcmoe", "federated-partner", "-n", here.namespace, "--type=merge", "-p", patch
+    )
     until(here, "federated-partner", "Running")
     assert set(here.pods()) == {"lyon"}, "neither a partner's pod nor the coordinator, which is at berlin"
     told = here.plane.read("configmap", "federated-partner.lyon", "-n", here.namespace)["data"]["node.json"]

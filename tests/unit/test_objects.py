@@ -398,6 +398,8 @@ def test_whoever_runs_elsewhere_must_be_in_the_roster() -> None:
     assert len(rules) == 2
     assert "caBundle of berlin" in rules[0]
     assert "endpoint of berlin" in rules[1]
+    roster = [{"name": "berlin", "endpoint": "berlin.example:443"}]
+    assert cluster_faults(inputs(2, {"roster": roster, "suspend": True}, settings=partner)) == []
     roster = [{"name": "berlin", "caBundle": PEM, "endpoint": "berlin.example:443"}]
     assert cluster_faults(inputs(2, {"roster": roster}, settings=partner)) == []
 
