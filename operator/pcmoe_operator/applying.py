@@ -23,6 +23,7 @@ REFUSED = (403, 422)
 """The API server will say the same again until somebody changes something."""
 AGAIN_SECONDS = 60.0
 """After so long a refused object is tried again."""
+VERSION = version("pcmoe")
 DAY = 86400
 """Keys are looked at so often at least: a leaf is due while it has days left."""
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Applier:
         """By uid: digest of the inputs whose objects are all there. Known anew from the status after a restart."""
         self._doubted: set[str] = set()
         """Uids of those of which the status isn't believed."""
+        self._digests: dict[str, tuple[tuple[int, int, int], str]] = {}
+        """By uid: digest of the inputs of a generation of the manifest."""
         self._missed: dict[str, float] = {}
         """By uid: when a pod last missed something."""
 
@@ -99,6 +102,7 @@ class Applier:
         self.forget(uid)
         self._doubted.discard(uid)
         self._missed.pop(uid, None)
+        self._digests.pop(uid, None)
 
     def refusals(self, uid: str) -> tuple[str, ...]:
         """What the API server refuses, in its words."""
@@ -224,16 +228,19 @@ class Applier:
 
     def _digest_of(self, inputs: Inputs) -> str:
         """Of all that decides what is applied, keys apart: for them it changes once a day."""
-        uid = inputs.owner.uid
-        told = {
-            "day": int(self._now() + int(digest_of({"uid": uid})[:8], 16) % DAY) // DAY,
-            "operator": version("pcmoe"),
-            "uid": uid,
-            "spec": inputs.consortium.spec.model_dump(mode="json", by_alias=True),
-            "settings": inputs.settings.model_dump(mode="json"),
-            "coordinators": self._coordinators(inputs),
-        }
-        return f"sha256:{digest_of(told)}"
+        uid, coordinators = inputs.owner.uid, self._coordinators(inputs)
+        day = int(self._now() + int(digest_of({"uid": uid})[:8], 16) % DAY) // DAY
+        key = (inputs.generation, coordinators, day)
+        if self._digests.get(uid, (None, ""))[0] != key:
+            told = {
+                "operator": VERSION,
+                "uid": uid,
+                "spec": inputs.consortium.spec.model_dump(mode="json", by_alias=True),
+                "settings": inputs.settings.model_dump(mode="json"),
+                "when": (coordinators, day),
+            }
+            self._digests[uid] = (key, f"sha256:{digest_of(told)}")
+        return self._digests[uid][1]
 
 
 def digest_of(made: Object) -> str:

@@ -25,6 +25,8 @@ from pcmoe_operator.world import Key, World
 log = logging.getLogger(__name__)
 
 WORKERS = 8
+BURST_SECONDS = 0.2
+"""Changes come in bursts, a pod's four within a second: one look at all of them is enough."""
 ASK_SECONDS = 2.0
 MAX_ANSWER = 64 * 1024
 END_SECONDS = 3.0
@@ -42,7 +44,7 @@ class Leader:
         self._health = health
         self._metrics = metrics
         self._queue = WorkQueue()
-        self._world = World(self._queue.add)
+        self._world = World(lambda key: self._queue.add(key, after=BURST_SECONDS))
         self._events = Events(cluster, identity)
         self._crd = ServedCRD(cluster, self._all_again)
         self._reconciler: Reconciler | None = None

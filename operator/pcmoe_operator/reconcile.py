@@ -133,7 +133,13 @@ class Reconciler:
         consortium = parse({key: raw[key] for key in PARSED if key in raw})
         metadata = raw["metadata"]
         owner = Owner(name=metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"])
-        return Inputs(owner=owner, consortium=consortium, plan=make_plan(consortium), settings=self._settings)
+        return Inputs(
+            owner=owner,
+            consortium=consortium,
+            plan=make_plan(consortium),
+            settings=self._settings,
+            generation=_generation(raw),
+        )
 
     def _applied(self, raw: Object, inputs: Inputs) -> str:
         """Digest of the inputs if all that follows from them has been applied; or empty."""

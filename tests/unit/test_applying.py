@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tests.unit.clustered import inputs, keys
 
@@ -60,7 +61,7 @@ def test_the_next_process_believes_the_status() -> None:
     written = api.applier.settled(GIVEN, "")
     api.applier = api.started()
     assert api.applier.settled(GIVEN, written) == written
-    assert not api.applier.settled(inputs(2, {"attempt": 2}), written)
+    assert not api.applier.settled(replace(inputs(2, {"attempt": 2}), generation=2), written)
     api.applier.forget(UID)
     assert not api.applier.settled(GIVEN, written)
 

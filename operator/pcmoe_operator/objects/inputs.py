@@ -44,6 +44,8 @@ class Inputs:
     consortium: Consortium
     plan: Plan
     settings: Settings
+    generation: int = 0
+    """Of the manifest: it rises with every change."""
 
     @property
     def here(self) -> tuple[str, ...]:
