@@ -14,11 +14,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PYTEST_ARGS ?=
 GPU := $(wildcard /dev/nvidia0)
 PILOT_MODEL := build/pilot-model
-ROOT := $(filter 0,$(shell id -u))
 # What a real node and its images need, as Debian calls it.
 E2E_PACKAGES := containerd runc containernetworking-plugins buildah debootstrap iptables iproute2
 # Namespaces of its own: whatever happens, nothing outlives the test.
 ALONE := unshare --mount --net --pid --fork --kill-child --mount-proc
+E2E_LACKS := $(shell test "$$(id -u)" = 0 || { echo root; exit; }; \
+	command -v dpkg-query >/dev/null || { echo Debian; exit; }; \
+	$(ALONE) true 2>/dev/null || echo "the right to make namespaces of its own")
 # Only a folder with this file in it is replaced by the next demo.
 MARK := .made-by-make-demo
 
@@ -59,9 +61,9 @@ test: $(READY) cluster ## Run every test but the long ones
 e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)
 e2e-full: ## The same, with everything that may go wrong meanwhile
 e2e e2e-full: PROGRAMS := all
-e2e e2e-full: $(if $(ROOT),cluster)
-ifeq ($(ROOT),)
-	@echo "NOT RUN: $@ needs root"; test -z "$${CI:-}"
+e2e e2e-full: $(if $(E2E_LACKS),,cluster)
+ifneq ($(E2E_LACKS),)
+	@echo "NOT RUN: $@ needs $(E2E_LACKS)"; test -z "$${CI:-}"
 else
 	@dpkg-query --show $(E2E_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq --no-install-recommends $(E2E_PACKAGES); }
