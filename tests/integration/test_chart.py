@@ -136,6 +136,22 @@ def train_a_round(here: Operated) -> tuple[dict[str, dict[str, Any]], dict[str, 
     return said, leading
 
 
+def refused_pods(here: Charted) -> None:
+    """A consortium whose pods a quota refuses for a while: only Events tell why, and are listed for that."""
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}}
+    here.plane.apply({**quota, "spec": {"hard": {"pods": "0"}}}, namespace=here.namespace)
+
+    def counts() -> bool:
+        found = here.plane.read("resourcequota", "none", "-n", here.namespace)
+        return "pods" in found.get("status", {}).get("hard", {})
+
+    eventually("a quota that counts", counts, within=30)
+    here.apply()
+    asked = (here.namespace, "events.k8s.io/events", "list")
+    eventually("Events listed", lambda: asked in here.used(), within=60)
+    here.plane.kubectl("delete", "resourcequota", "none", "-n", here.namespace)
+
+
 def suspend_and_resume(here: Charted, telling: str) -> None:
     """Resumed only when an Event has told of it, which takes the given verb: what is soon over is no news."""
     here.change(suspend=True)
@@ -149,7 +165,7 @@ def suspend_and_resume(here: Charted, telling: str) -> None:
 def test_the_operator_is_granted_what_it_uses_and_nothing_else(charted: Charted) -> None:
     """From create to delete, over a restart and a deleted Lease: all of the Roles is used, and no more asked for."""
     assert not [each["kind"] for each in charted.rendered if each["kind"].startswith("ClusterRole")]
-    charted.apply()
+    refused_pods(charted)
     train_a_round(charted)
     suspend_and_resume(charted, telling="create")
     train_a_round(charted)
