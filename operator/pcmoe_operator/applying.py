@@ -15,7 +15,7 @@ from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.objects.bundle import bundle
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
 from pcmoe_operator.objects.jobs import job
-from pcmoe_operator.objects.names import ATTEMPT, PARTICIPANT, ROLE, coordinator, of_participant
+from pcmoe_operator.objects.names import ATTEMPT, PARTICIPANT, ROLE, coordinator, of_attempt, of_participant
 from pcmoe_operator.world import Object, World
 
 CLAIM = "PersistentVolumeClaim"
@@ -47,6 +47,11 @@ class Applied:
             return now >= refused[2]
         # A claim is made once: it is its owner's to change.
         return self.digests.get(name) != digest and not (name[0] == CLAIM and name in self.digests)
+
+    def keep(self, wanted: set[Name], inputs: Inputs) -> None:
+        """Refusals of what nobody wants any more, such as the Jobs of an attempt before, are forgotten."""
+        jobs = {("Job", of_attempt(inputs.owner.name, each, inputs.attempt)) for each in inputs.here}
+        self.refused = {name: why for name, why in self.refused.items() if name in wanted | jobs}
 
 
 class Applier:
@@ -91,9 +96,8 @@ class Applier:
     def missed(self, uid: str) -> None:
         """A pod misses something that was applied: somebody has deleted it."""
         last = self._missed.get(uid)
-        if (
-            last is None or self._clock() - last > AGAIN_SECONDS
-        ):  # a kubelet takes its time to see what is new
+        # Not at every look: a kubelet takes its time to see what is new.
+        if last is None or self._clock() - last > AGAIN_SECONDS:
             self._missed[uid] = self._clock()
             self.forget(uid)
 
@@ -116,9 +120,11 @@ class Applier:
     async def objects(self, inputs: Inputs, keys: Keys) -> None:
         """Everything but Jobs."""
         uid = inputs.owner.uid
-        claims = {} if uid in self._applied else await self._claims(inputs)
         applied = self._applied.setdefault(uid, Applied())
-        for made in bundle(inputs, keys, claims, coordinators=self._coordinators(inputs)):
+        claims = await self._claims(inputs, applied)
+        everything = bundle(inputs, keys, claims, coordinators=self._coordinators(inputs))
+        applied.keep({(made["kind"], made["metadata"]["name"]) for made in everything}, inputs)
+        for made in everything:
             name, digest = (made["kind"], made["metadata"]["name"]), digest_of(made)
             if applied.due(name, digest, self._clock()):
                 await self._apply(applied, name, digest, made)
@@ -143,14 +149,16 @@ class Applier:
             return
         applied.digests[name] = digest
 
-    async def _claims(self, inputs: Inputs) -> Mapping[str, FoundClaim]:
-        """Claims that are there: they keep their size and class, whatever the manifest says by now."""
+    async def _claims(self, inputs: Inputs, applied: Applied) -> Mapping[str, FoundClaim]:
+        """Claims that are there and will be applied: they keep size and class, whatever the manifest says."""
         found = {}
         for participant in inputs.here:
             checkpoint = inputs.consortium.local_entry(participant).volumes.checkpoint
             if checkpoint is None or checkpoint.size is None:
                 continue
             name = of_participant(inputs.owner.name, participant)
+            if (CLAIM, name) in applied.digests:
+                continue
             claim = await self._cluster.read("v1", CLAIM, inputs.owner.namespace, name)
             if claim is not None:
                 spec = claim["spec"]
@@ -197,9 +205,8 @@ class Applier:
         for participant in inputs.here:
             job_there, suspend = there.get(participant), participant not in run
             if job_there is not None:
-                applied.digests.pop(
-                    ("Job", job_there["metadata"]["name"]), None
-                )  # should it go, it is made again
+                # Should it go, it is made again.
+                applied.digests.pop(("Job", job_there["metadata"]["name"]), None)
                 if not _over(job_there):
                     await self._suspend(job_there, suspend=suspend)
             elif make and participant not in busy:  # two pods would write to one checkpoint

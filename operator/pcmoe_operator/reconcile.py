@@ -56,6 +56,8 @@ class Reconciler:
         raw = self._world.consortia.get(key)
         if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
             return None
+        if raw["metadata"].get("deletionTimestamp"):  # what goes with it must not be made again
+            return None
         try:
             inputs = self._inputs(raw)
             faults: Sequence[Fault] = cluster_faults(inputs)

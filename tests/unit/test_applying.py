@@ -20,6 +20,7 @@ class Api:
     def __init__(self) -> None:
         self.applied: list[Object] = []
         self.refuses: dict[str, str] = {}
+        self.there: dict[str, Object] = {}
         self.seconds = 0.0
         self.applier = self.started()
 
@@ -32,6 +33,8 @@ class Api:
         self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
     ) -> Object:
         if body is None:
+            if path in self.there:
+                return self.there[path]
             raise ClusterError(path, 404, "not found")
         name, words = body["metadata"]["name"], self.refuses.get(body["metadata"]["name"])
         if words and ("ownerRef" not in words or "ownerReferences" in body["metadata"]):
@@ -109,3 +112,32 @@ def test_an_object_that_a_pod_misses_is_applied_again_but_not_at_every_look() ->
     api.seconds += 2 * AGAIN_SECONDS
     api.applier.missed(UID)
     assert api.apply() == everything
+
+
+def test_a_claim_that_was_kept_keeps_its_size_also_where_jobs_are_looked_at_first() -> None:
+    volumes = {
+        **inputs(2).consortium.local_entry("lyon").volumes.model_dump(by_alias=True, exclude_none=True)
+    }
+    given = inputs(2, lyon={"volumes": {**volumes, "checkpoint": {"size": "1Gi"}}})
+    api = Api()
+    kept = {"spec": {"resources": {"requests": {"storage": "9Gi"}}, "storageClassName": "slow"}}
+    api.there[f"/api/v1/namespaces/{given.owner.namespace}/persistentvolumeclaims/hospitals.lyon"] = kept
+    asyncio.run(api.applier.jobs(given, frozenset(), make=False))
+    asyncio.run(api.applier.objects(given, keys(given)))
+    [claim] = [
+        each
+        for each in api.applied
+        if each["metadata"]["name"] == "hospitals.lyon" and "resources" in each.get("spec", {})
+    ]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "9Gi"
+    assert claim["spec"]["storageClassName"] == "slow"
+
+
+def test_a_refused_job_of_an_attempt_before_is_forgotten() -> None:
+    api = Api()
+    api.refuses["hospitals.lyon.1"] = "no room"
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert api.applier.refusals(UID)
+    given = replace(inputs(2, {"attempt": 2}), generation=2)
+    asyncio.run(api.applier.objects(given, keys(given)))
+    assert api.applier.refusals(UID) == ()

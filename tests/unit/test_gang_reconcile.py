@@ -153,3 +153,10 @@ def test_an_operator_killed_while_it_tries_leaves_what_the_next_one_finishes(at:
         api.look()
     api.look()
     assert api.state == ("Released", 1, {"berlin": False, "lyon": False})
+
+
+def test_one_that_is_being_deleted_is_left_alone() -> None:
+    api = begun()
+    api.world.consortia[KEY]["metadata"]["deletionTimestamp"] = "2026-07-01T00:00:00Z"
+    api.look()
+    assert api.writes == []
