@@ -106,7 +106,8 @@ def test_what_is_deleted_takes_everything_along_but_the_checkpoints(here: Operat
         names = here.plane.kubectl("get", kinds, "-n", here.namespace, "-o", "name").split()
         return [name for name in names if "pilot" in name]
 
-    eventually("nothing is left", lambda: not left(), within=30)
+    # The garbage collector looks for new kinds, such as ours, every half minute.
+    eventually("nothing is left", lambda: not left(), within=90)
     claims = here.plane.kubectl("get", "pvc", "-n", here.namespace, "-o", "name").split()
     assert len(claims) == 2
 
