@@ -12,6 +12,8 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
 PYTEST_ARGS ?=
+# Most tests wait for processes more than they compute.
+WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 GPU := $(wildcard /dev/nvidia0)
 PILOT_MODEL := build/pilot-model
 # What a real node and its images need, as Debian calls it.
@@ -56,7 +58,7 @@ cluster: $(READY) ## Build the Kubernetes that tests run on (about ten minutes, 
 
 test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
-	$(BIN)/python -m pytest -q -n auto -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
 
 e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)
 e2e-full: ## The same, with everything that may go wrong meanwhile

@@ -1,6 +1,6 @@
 """The API server, as far as the operator needs it: apply, read, list, delete, each with a deadline.
 
-Server-side apply creates and changes in one request, gives the object back, and honours `resourceNames` in a Role also
+Server-side apply creates and changes in one request, and honours `resourceNames` in a Role also
 for what doesn't exist yet; so nearly everything is an apply. Every failure is a `ClusterError` that says whether and
 when to try again.
 """
@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
+from urllib.request import getproxies_environment
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, ApiException, Configuration
@@ -22,6 +23,9 @@ REQUEST_SECONDS = 30.0
 FIELD_MANAGER = "pcmoe-operator"
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+JSON = "application/json"
+METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
+"""All that is wanted back of an object that was applied: we know the rest."""
 API = f"/apis/{GROUP}/{VERSION}"
 """Where our own resources are served, and below `/openapi/v3` what they look like; everybody may read both."""
 
@@ -70,15 +74,15 @@ class Cluster:
     def __init__(self, request: Requests) -> None:
         self._request = request
 
-    async def apply(self, body: Object) -> Object:
-        """Make an object as `body` says; fields it doesn't name are others'. Gives back the whole object."""
+    async def apply(self, body: Object) -> None:
+        """Make an object as `body` says; fields it doesn't name are others'."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", _path(body), query, body, APPLY)
+        await self._request("PATCH", _path(body), query, body, APPLY)
 
-    async def apply_status(self, body: Object) -> Object:
+    async def apply_status(self, body: Object) -> None:
         """The same for the `status` of an object."""
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", _path(body) + "/status", query, body, APPLY)
+        await self._request("PATCH", _path(body) + "/status", query, body, APPLY)
 
     async def create(self, body: Object) -> Object:
         """Make an object that must not exist."""
@@ -145,12 +149,19 @@ def _path(body: Object) -> str:
     return f"{_collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
 
 
+def by_proxy() -> bool:
+    """Whether the environment names a proxy. Where it names none, no request need look for one, nor read .netrc."""
+    return bool(getproxies_environment())
+
+
 async def connect(kubeconfig: str | None = None, trace: aiohttp.TraceConfig | None = None) -> ApiClient:
     """A client of the cluster this runs in, or of a kubeconfig's; `UsageError` where there is neither.
 
     `trace` hears of every request.
     """
-    configuration = Configuration(trace_configs=[trace] if trace else None)
+    configuration = Configuration(
+        trace_configs=[trace] if trace else None, client_session_kwargs={"trust_env": by_proxy()}
+    )
     try:
         if kubeconfig is None:
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -176,7 +187,9 @@ class ApiRequests:
     ) -> Object:
         """One request with a deadline."""
         what = f"{method} {path}"
-        headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
+        headers = {"Accept": METADATA if content_type == APPLY else JSON}
+        if content_type:
+            headers["Content-Type"] = content_type
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 serialized = await self._api.param_serialize(

@@ -31,17 +31,17 @@ class KeyStore:
     async def _found(self, inputs: Inputs) -> Keys:
         """What the cluster has; drawn anew what it hasn't."""
         agreement = inputs.consortium.agreement
-        participants = {}
+        participants, coordinator = {}, None
         for name in inputs.here:
-            ca = await self._pair(inputs, authority(inputs.owner.name, name), "ca")
-            ca = ca or issue_authority(name, agreement.id)
-            leaf = await self._pair(inputs, certificate(inputs.owner.name, name), "tls")
+            found = await self._pair(inputs, authority(inputs.owner.name, name), "ca")
+            ca = found or issue_authority(name, agreement.id)
+            # A leaf that a lost CA has issued is of no use: where there is no CA none need be asked for.
+            leaf = found and await self._pair(inputs, certificate(inputs.owner.name, name), "tls")
             participants[name] = ParticipantKeys(
                 authority=ca, leaf=leaf or issue_leaf(ca, identity_of(name, agreement.id))
             )
-        coordinator = None
-        if inputs.coordinates:
-            coordinator = await self._pair(inputs, certificate(inputs.owner.name, COORDINATOR), "tls")
+            if name == agreement.coordinator and found:
+                coordinator = await self._pair(inputs, certificate(inputs.owner.name, COORDINATOR), "tls")
         return Keys(participants=participants, coordinator=coordinator)
 
     def _fresh(self, inputs: Inputs, keys: Keys) -> Keys:

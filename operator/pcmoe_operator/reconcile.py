@@ -35,6 +35,8 @@ Ask = Callable[[str], Awaitable[bytes | None]]
 """Given a URL: what it answers, or None."""
 STARTING_SECONDS = 30
 """A pod that has a machine and no container for longer may tell why by its events."""
+LOOKS_PER_SECOND = 10
+"""Consortia that are asked how they get on, however many there are: with thousands of them each is asked less often."""
 PARSED = ("apiVersion", "kind", "metadata", "spec")
 
 
@@ -215,7 +217,7 @@ class Reconciler:
             return None
         if status["state"] == "Suspended":
             return AGAIN_SECONDS if refused else None
-        crowd = len(self._world.consortia) / 50  # thousands of consortia share the same few requests a second
+        crowd = len(self._world.consortia) / LOOKS_PER_SECOND
         return float(max(self._settings.status_seconds, crowd) * random.uniform(1.0, 1.2))
 
 

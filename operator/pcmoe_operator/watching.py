@@ -14,11 +14,12 @@ import aiohttp
 import kopf
 from kubernetes.aio.client import ApiClient
 
-from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.cluster import Cluster, ClusterError, by_proxy
 from pcmoe_operator.constants import API_VERSION, GROUP, KIND, VERSION
 from pcmoe_operator.health import Health, Watch
 from pcmoe_operator.objects.names import CONSORTIUM
 from pcmoe_operator.tracing import Call, trace
+from pcmoe_operator.world import trimmed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "pods": ("v1", "Pod"),
 }
 """Watched, by the name of the resource."""
+WATCHED = frozenset(kind for _, kind in KINDS.values())
 CONNECT_SECONDS = 10.0
 LIST_SECONDS = 60.0
 CHUNK = 500
@@ -49,11 +51,36 @@ class Backoffs:
             yield 5
 
 
+class Forgetful(kopf.DiffBaseStorage, kopf.ProgressStorage):
+    """Keeps nothing of an object, and so copies nothing: what kopf needs to tell changes apart isn't asked for here."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        """Nothing of the object."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was kept."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept."""
+
+    def purge(self, **_: Any) -> None:
+        """Nothing was kept."""
+
+    def touch(self, **_: Any) -> None:
+        """Nothing is written."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """As it is."""
+        return essence
+
+
 def configured(watch_seconds: int) -> kopf.OperatorSettings:
     """kopf's settings: what it must not write, and after how long it takes a silent connection for a dead one."""
     made = kopf.OperatorSettings()
     made.posting.enabled = False
     made.scanning.disabled = True
+    made.persistence.diffbase_storage = made.persistence.progress_storage = Forgetful()
     made.execution.default_backoff = LOGIN_SECONDS
     made.networking.connect_timeout = CONNECT_SECONDS
     made.networking.request_timeout = LIST_SECONDS
@@ -66,6 +93,18 @@ def configured(watch_seconds: int) -> kopf.OperatorSettings:
     for resource in ("jobs", "pods"):
         made.watching.label_selectors[resource] = CONSORTIUM
     return made
+
+
+class Page(aiohttp.ClientResponse):
+    """A page of a listing, cut down as it arrives: kopf keeps all pages until it has told of what is in them."""
+
+    async def json(self, **options: Any) -> Any:
+        """The answer's object."""
+        found = await super().json(**options)
+        kind = found.get("kind", "").removesuffix("List")
+        if "items" in found and kind in WATCHED:
+            found["items"] = [trimmed(each, kind) for each in found["items"]]
+        return found
 
 
 class Known:
@@ -157,7 +196,7 @@ class Watching:
         @kopf.on.event("batch", "v1", "jobs", registry=registry)
         @kopf.on.event("", "v1", "pods", registry=registry)
         async def note(event: Any, resource: kopf.Resource, **_: Any) -> None:
-            seen = dict(event["object"])
+            seen = trimmed(dict(event["object"]), KINDS[resource.plural][1])
             known = self._known[resource.plural, seen["metadata"]["namespace"]]
             self._told = time.monotonic()
             if known.saw(event["type"], seen):
@@ -199,9 +238,10 @@ class Watching:
         return aiohttp.ClientSession(
             connector=connector,
             proxy=configuration.proxy,
-            trust_env=True,
+            trust_env=by_proxy(),
             trace_configs=[trace(self._answered)],
             middlewares=(authorize,),
+            response_class=Page,
         )
 
     def _answered(self, call: Call, code: str) -> None:
@@ -219,6 +259,7 @@ class Watching:
                 self._all_open.set()
         elif watch in self._listed:  # it was watched before this listing
             self._listed.discard(watch)
+            self._health.restarted(watch)
             self._listed_again.put_nowait(watch)
 
     async def _bury(self) -> None:

@@ -11,7 +11,10 @@ Object = dict[str, Any]
 Key = tuple[str, str]
 """(namespace, name) of a consortium."""
 
-METADATA = ("name", "namespace", "uid", "labels", "ownerReferences", "creationTimestamp", "deletionTimestamp")
+METADATA = (
+    "name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "creationTimestamp",
+    "deletionTimestamp",
+)  # fmt: skip
 
 
 class World:
@@ -45,7 +48,7 @@ class World:
             if event == "DELETED":
                 children.pop((kind, name), None)
             else:
-                children[kind, name] = trimmed(seen)
+                children[kind, name] = seen
             if not children:
                 del self._children[key]
         self._changed(key)
@@ -73,11 +76,16 @@ class World:
         return [child for (of, _), child in self._children.get(key, {}).items() if of == kind]
 
 
-def trimmed(seen: Object) -> Object:
+def trimmed(seen: Object, kind: str) -> Object:
     """An object without what nobody here looks at: thousands of whole pods are hundreds of megabytes."""
-    metadata, spec = seen["metadata"], seen.get("spec") or {}
+    metadata = seen["metadata"]
+    if kind == KIND:
+        metadata.pop("managedFields", None)
+        return seen
+    spec = seen.get("spec") or {}
     return {
-        "kind": seen.get("kind"),
+        "apiVersion": seen.get("apiVersion"),
+        "kind": kind,
         "metadata": {key: metadata[key] for key in METADATA if key in metadata},
         "spec": {key: spec[key] for key in ("nodeName", "suspend") if key in spec},
         "status": seen.get("status") or {},
