@@ -1,4 +1,4 @@
-"""Writes the tables of docs/operator.md that follow from the code: reasons, metrics, rights.
+"""Writes the tables of docs/operator.md that follow from the code: reasons, rights. Metrics: `metric_tables`.
 
     python tools/operator_tables.py
 
@@ -10,13 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-
-from pcmoe_node.coordination.server import CoordinatorPage
-from pcmoe_node.status import State
-from pcmoe_operator.health import Health
-from pcmoe_operator.metrics import Metrics
 from pcmoe_operator.reasons import Reason
 
 ROOT = Path(__file__).parents[1]
@@ -45,16 +38,6 @@ def rendered(page: str) -> str:
 
 def _tables() -> Iterator[tuple[str, str]]:
     yield "reasons", _table(("reason", "means", "what to do"), map(_reason_row, Reason))
-    state = State(participant="", rounds=1, steps=1, peers=1, train_loss=1.0, held_out_loss=1.0)
-    yield "node-metrics", _metrics(state.metrics())
-    yield "coordinator-metrics", _metrics(CoordinatorPage().metrics())
-    told = text_string_to_metric_families(Metrics(Health(1.0)).page().decode())
-    yield (
-        "operator-metrics",
-        _metrics(
-            each for each in told if each.name.startswith("pcmoe_") and not each.name.endswith("_created")
-        ),
-    )
     rules = list(_rules(RBAC.read_text()))
     head = ("API group", "resources", "verbs")
     watched = [rule for rule in rules if rule.resources != LEASES]
@@ -69,14 +52,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _reason_row(reason: Reason) -> Sequence[str]:
     return (f"`{reason.name}`", reason.meaning, reason.remedy or "–")
-
-
-def _metrics(families: Iterable[Metric]) -> str:
-    rows = []
-    for family in families:
-        suffix = "_total" if family.type == "counter" else ""
-        rows.append((f"`{family.name}{suffix}`", family.type, family.documentation.rstrip(".")))
-    return _table(("metric", "type", "what it is"), rows)
 
 
 def _rules(template: str) -> Iterator[Rule]:

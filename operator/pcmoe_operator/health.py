@@ -24,6 +24,7 @@ class Health:
         self._clock = clock
         self._answered = False
         self._heard: dict[Watch, float] = {}
+        self._restarts: dict[str, int] = {}
         self.stalled_seconds: Callable[[], float] = lambda: 0.0
         """What the queue says of itself, once there is one."""
 
@@ -34,11 +35,21 @@ class Health:
     def expect(self, watches: Iterable[Watch]) -> None:
         """From now on these watches have to be open; no others."""
         self._heard = dict.fromkeys(watches, self._clock())
+        self._restarts = {resource: self._restarts.get(resource, 0) for resource, _ in self._heard}
 
     def opened(self, watch: Watch) -> None:
         """The API server has answered a watch."""
         if watch in self._heard:
             self._heard[watch] = self._clock()
+
+    def restarted(self, watch: Watch) -> None:
+        """A watch had lost its place, and all that it tells of was listed anew."""
+        if watch in self._heard:
+            self._restarts[watch[0]] += 1
+
+    def restarts(self) -> Mapping[str, int]:
+        """How often that happened, by resource, in all namespaces together."""
+        return dict(self._restarts)
 
     def ages(self) -> Mapping[Watch, float]:
         """Seconds since each watch was opened last."""

@@ -77,7 +77,7 @@ class Leader:
         """Look at consortia, once all that is there is known."""
         await watching.synced()
         log.info("%d consortia are there", len(self._world.consortia))
-        await self._queue.run(self._work, WORKERS, _failed)
+        await self._queue.run(self._work, WORKERS, self._failed)
 
     def _saw(self, event: str | None, seen: Object) -> None:
         """A watch tells of something."""
@@ -107,6 +107,15 @@ class Leader:
         metadata = {name: raw["metadata"][name] for name in ("name", "namespace")}
         head = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata}
         await self._cluster.apply_status({**head, "status": status})
+
+    def _failed(self, key: Hashable, error: Exception) -> float | None:
+        """A look at a consortium failed: the server's own wish for a pause counts."""
+        self._metrics.failed(error)
+        if isinstance(error, ClusterError):
+            log.warning("%s: %s", key, error)
+            return None if error.retry_after is None else min(error.retry_after, LONGEST_BACKOFF)
+        log.error("%s: a fault of the program itself", key, exc_info=error)
+        return None
 
     def _all_again(self) -> None:
         for key in list(self._world.consortia):
@@ -141,13 +150,4 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> bytes | None:
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
         async with session.get(url, allow_redirects=False) as answer:
             return await answer.content.read(MAX_ANSWER) if answer.status == 200 else None
-    return None
-
-
-def _failed(key: Hashable, error: Exception) -> float | None:
-    """A look at a consortium failed: the server's own wish for a pause counts."""
-    if isinstance(error, ClusterError):
-        log.warning("%s: %s", key, error)
-        return None if error.retry_after is None else min(error.retry_after, LONGEST_BACKOFF)
-    log.error("%s: a fault of the program itself", key, exc_info=error)
     return None

@@ -207,6 +207,8 @@ def test_what_is_deleted_unseen_is_noticed_after_the_watch_has_lost_its_place(he
     here.running_pods("robbed")
     assert len(set(here.jobs("robbed")) & set(jobs)) == 1, "one Job is the same, one new"
     assert [fault.times for fault in gone] == [0, 0, 0]
+    for kind in KINDS:
+        assert here.operator.metric(f'pcmoe_operator_watch_restarts_total{{resource="{kind}"}}') >= 1
     pilot = "pcmoe.dev/consortium=deleted"
     kinds = "jobs,pods,deployments,secrets,configmaps,services,networkpolicies"
 

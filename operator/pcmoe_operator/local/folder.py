@@ -13,6 +13,8 @@ from pcmoe_operator.pki import write_private
 
 RECORD = "run.json"
 MANIFEST = "manifest.yaml"
+TARGETS = "prometheus-targets.json"
+"""For a Prometheus on this machine: `file_sd_configs` takes it as it is."""
 PRIVATE_FOLDER = 0o700
 
 
@@ -132,8 +134,9 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} can't be used: {type(error).__name__}: {error}") from error
 
-    def store(self, record: RunRecord) -> None:
-        """Write the record whole or not at all."""
+    def store(self, record: RunRecord, consortium: str) -> None:
+        """Write where the metrics are, then the record that makes the folder a run; each whole or not at all."""
+        write_private(self.path / TARGETS, json.dumps(_targets(record, consortium), indent=2) + "\n")
         write_private(self.path / RECORD, json.dumps(record.to_json(), indent=2) + "\n")
 
     @contextmanager
@@ -145,3 +148,13 @@ class RunFolder:
             except BlockingIOError:
                 raise UsageError(f"{self.path} is in use by another `pcmoe run`") from None
             yield
+
+
+def _targets(record: RunRecord, consortium: str) -> list[dict[str, Any]]:
+    """Every process with the labels that its pod would give it; the coordinator is no participant."""
+    labels: dict[str, dict[str, str]] = {record.coordinator.status: {"consortium": consortium}}
+    for name, seat in record.participants.items():
+        labels[seat.status] = {"consortium": consortium, "participant": name}
+    return [
+        {"targets": [status.removeprefix("http://")], "labels": given} for status, given in labels.items()
+    ]

@@ -126,7 +126,7 @@ def _ready(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRec
         on_peer_loss=consortium.agreement.failure_policy.on_peer_loss,
         leaves=_leaves(folder, consortium),
     )
-    folder.store(record)
+    folder.store(record, consortium.metadata.name)
     return PreparedRun(folder=folder, title=consortium.metadata.name, crew=crew)
 
 
