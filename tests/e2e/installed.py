@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ RELEASE = "pcmoe"
 SYSTEM = "pcmoe-system"
 """The operator's namespace."""
 HELM_SECONDS = 180.0
+REPORT_SECONDS = 240.0
 GONE_SECONDS = 120.0
 PARTICIPANT = "pcmoe.dev/participant"
 PASSING = ("events", "endpoints", "endpointslices")
@@ -123,6 +125,19 @@ class Installed:
         say(printed.rstrip())
         head, row = printed.splitlines()[:2]
         return dict(zip(head.split(), row.split(), strict=True))
+
+    def report(self, folder: Path, *options: str) -> dict[str, Any]:
+        """The figures that `pcmoe report` finds of the consortium."""
+        command = [str(Path(sys.executable).with_name("pcmoe")), "report", "--cluster", CONSORTIUM]
+        command += ["--namespace", self.namespace, "--output", str(folder), *options]
+        environment = {**os.environ, "KUBECONFIG": str(self.plane.kubeconfig), "NO_PROXY": "10.0.0.0/8"}
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{self.dump()}"
+        say(f"{done.stderr}{done.stdout}".rstrip())
+        found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+        return found
 
     def objects(self, namespace: str | None = None) -> set[str]:
         """Every object of a namespace, or of the cluster, as kind and name."""

@@ -43,6 +43,11 @@ def test_a_pilot_from_helm_install_to_uninstall(plane: ControlPlane, machine: Ma
     assert (shown["STATE"], shown["ROUND"]) == ("Completed", f"{ROUNDS}/{ROUNDS}")
     assert float(shown["LOSS"]) == pytest.approx(sum(finals) / len(finals), rel=THREE_DIGITS)
 
+    with phase("a report of what the volumes hold"):
+        told = rig.report(place / "report")
+        assert (told["leftOut"], told["elsewhere"]) == ({}, [])
+        assert [told["loss"][name]["lastHeldOut"] for name in PARTICIPANTS] == finals
+
     claims = {f"PersistentVolumeClaim/{NAMESPACE}/{CONSORTIUM}.{name}" for name in PARTICIPANTS}
     with phase("delete: what stays are the claims"):
         plane.kubectl("delete", "pcmoe", CONSORTIUM, "-n", NAMESPACE)
@@ -61,8 +66,10 @@ def _train(rig: Installed) -> None:
         assert participants(pods) == list(PARTICIPANTS)
         for name in PARTICIPANTS:
             assert pods[name]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
-    with phase("a pod deleted after the first round; another takes its place"):
+    with phase("a report of what running pods tell; a pod deleted; another takes its place"):
         rig.until("a committed round", lambda status: round_of(status) >= 1, TRAIN_SECONDS)
+        told = rig.report(rig.plane.folder / "report", "--no-pods")
+        assert told["leftOut"] == {} and set(told["loss"]) == set(PARTICIPANTS)
         rig.plane.kubectl("delete", "pod", pods[LOST]["metadata"]["name"], "-n", NAMESPACE, "--wait=false")
         with rig.explained():
             replaced = eventually("another pod", lambda: rig.pods().get(LOST), within=START_SECONDS)

@@ -3,14 +3,20 @@
 Everything here ends as JSON in `report.json`, in its own vocabulary; `page` only draws it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pcmoe_operator.report.parts import Part
 from pcmoe_operator.report.read import Round
+from pcmoe_operator.report.timeline import Happening
 from pcmoe_operator.report.words import TENSORS
 
 FORMAT = "pcmoe-report/1"
+HOUR = 3600.0
+LARGEST_LOSS = 1e12
+"""A loss beyond it is none: it overflows what is computed from it."""
 Figures = dict[str, Any]
 
 
@@ -28,13 +34,41 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What was found of a run, beside its manifest."""
+
+    parts: Mapping[str, Part]
+    """By participant."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Participants whose part should be here and isn't, and why."""
+    elsewhere: Sequence[str] = ()
+    """Participants that run in other clusters, and keep their parts."""
+    held: Mapping[str, float] = field(default_factory=dict)
+    """Seconds times GPUs of the pods that are still listed, by participant, as far as known."""
+    standing: Mapping[str, str] = field(default_factory=dict)
+    """How the run stands, in words, where somebody keeps that."""
+    events: Sequence[Happening] = ()
+    """What others than nodes tell."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
     """All that a report is made of."""
 
     title: str
+    names: Sequence[str]
+    """All participants, sorted."""
     rounds_planned: int
     rounds: Mapping[str, Sequence[Round]]
-    """Per participant, by name."""
+    """Of each participant whose part is there."""
+    left_out: Mapping[str, str]
+    """What is missing of a participant that runs here, and why."""
+    elsewhere: Sequence[str]
+    held: Mapping[str, float]
+    standing: Mapping[str, str]
+    events: Sequence[Happening]
     whole: Whole
     settings: Mapping[str, str]
     digests: Mapping[str, str]
@@ -44,22 +78,29 @@ class RunFacts:
 
 def figures_of(facts: RunFacts) -> Figures:
     """Every figure of the report, ready to be written as JSON."""
-    names = sorted(facts.rounds)
+    names, here = sorted(facts.names), sorted(facts.rounds)
     done = min((rounds[-1].round for rounds in facts.rounds.values() if rounds), default=0)
     done = done if all(facts.rounds.values()) else 0
     return {
         "format": FORMAT,
         "title": facts.title,
         "participants": names,
+        "leftOut": dict(sorted(facts.left_out.items())),
+        "elsewhere": sorted(facts.elsewhere),
+        "standing": dict(facts.standing),
         "roundsDone": done,
         "roundsPlanned": facts.rounds_planned,
         "seconds": _seconds(facts.rounds),
         "tokens": sum(r.tokens for rounds in facts.rounds.values() for r in rounds),
         "stepsSkipped": max((sum(r.steps_skipped for r in rs) for rs in facts.rounds.values()), default=0),
-        "loss": {name: _loss(facts.rounds[name]) for name in names},
-        "memory": _memory(facts, names),
+        "loss": {name: _loss(facts.rounds[name]) for name in here},
+        "memory": _memory(facts, here),
         "traffic": _traffic(facts.rounds, names),
-        "time": {name: _time(facts.rounds[name]) for name in names},
+        "time": {name: _time(facts.rounds[name]) for name in here},
+        "gpuHours": _gpu_hours(facts, here),
+        "machines": {name: _machine(facts.rounds[name]) for name in here},
+        "span": _span(facts),
+        "events": [asdict(each) for each in facts.events],
         "settings": dict(facts.settings),
         "digests": dict(facts.digests),
         "software": dict(facts.software),
@@ -71,29 +112,93 @@ def _seconds(rounds: Mapping[str, Sequence[Round]]) -> float:
     return round(max((sum(r.seconds for r in own) for own in rounds.values()), default=0.0), 3)
 
 
+def _span(facts: RunFacts) -> Figures:
+    """From the first moment that anybody tells of to the last, Unix seconds."""
+    rounds = [r for own in facts.rounds.values() for r in own]
+    moments = [each.time for each in facts.events]
+    moments += [m for r in rounds for m in (r.time - r.seconds, r.time)]
+    return {"from": min(moments, default=0.0), "to": max(moments, default=0.0)}
+
+
 def _loss(rounds: Sequence[Round]) -> Figures:
-    held_out = [r.held_out_loss for r in rounds if r.held_out_loss is not None]
+    held_out = [_finite(r.held_out_loss) for r in rounds if r.held_out_loss is not None]
     first, last = (held_out[0], held_out[-1]) if held_out else (None, None)
+    change = None if first is None or last is None else last - first
     return {
         "rounds": [
-            {"round": r.round, "step": r.step, "training": r.train_loss, "heldOut": r.held_out_loss}
+            {
+                "round": r.round,
+                "step": r.step,
+                "training": _finite(r.train_loss),
+                "heldOut": _finite(r.held_out_loss),
+            }
             for r in rounds
         ],
         "firstHeldOut": first,
         "lastHeldOut": last,
-        "change": None if first is None or last is None else round(last - first, 6),
-        "changePercent": None if not first or last is None else round(100 * (last - first) / first, 2),
+        "change": None if change is None else round(change, 6),
+        "changePercent": None if change is None or not first else _finite(round(100 * change / first, 2)),
     }
 
 
-def _memory(facts: RunFacts, names: Sequence[str]) -> Figures:
+def _finite(value: float | None) -> float | None:
+    """A number that JSON has; what overflowed is none."""
+    usable = value is not None and math.isfinite(value) and abs(value) <= LARGEST_LOSS
+    return value if usable else None
+
+
+def _gpu_hours(facts: RunFacts, here: Sequence[str]) -> Figures:
+    """Hours times GPUs: trained, of the rounds that count, and held, of the pods; None is unknown."""
+    trained = {name: _trained(facts.rounds[name]) for name in here}
+    names = sorted({*here, *facts.held})
+    held = {name: facts.held.get(name) for name in names}
+    return {
+        "participants": {
+            name: {"trained": _hours(trained.get(name)), "held": _hours(held[name])} for name in names
+        },
+        "trained": _hours(_total(trained.values())),
+        "held": _hours(_total(held.values())),
+    }
+
+
+def _trained(rounds: Sequence[Round]) -> float | None:
+    """GPU-seconds, or None where no record says how many GPUs there were."""
+    return _total([None if r.gpus is None else r.seconds * r.gpus for r in rounds])
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known, or None if nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _hours(gpu_seconds: float | None) -> float | None:
+    return None if gpu_seconds is None else round(gpu_seconds / HOUR, 4)
+
+
+def _machine(rounds: Sequence[Round]) -> Figures:
+    """What a participant's machine had to do beside computing."""
+    stored = [r for r in rounds if r.checkpoint_bytes is not None]
+    took = [r.checkpoint_seconds for r in rounds if r.checkpoint_seconds is not None]
+    shares = [(r.remote_token_share, r.tokens) for r in rounds if r.remote_token_share is not None]
+    tokens = sum(count for _, count in shares)
+    share = sum(part * count for part, count in shares) / tokens if tokens else None
+    return {
+        "gpus": rounds[-1].gpus if rounds else None,
+        "checkpointBytes": stored[-1].checkpoint_bytes if stored else None,
+        "checkpointSeconds": round(sum(took) / len(took), 3) if took else None,
+        "remoteTokenShare": None if share is None else round(share, 4),
+    }
+
+
+def _memory(facts: RunFacts, here: Sequence[str]) -> Figures:
     whole = sum(facts.whole.tensors.values())
     return {
         "unit": "bytes",
         "whole": {"tensors": ordered(facts.whole.tensors), "total": whole},
-        "participants": {name: _own_memory(facts.rounds[name], whole) for name in names},
+        "participants": {name: _own_memory(facts.rounds[name], whole) for name in here},
         "basis": {
-            "participants": len(names),
+            "participants": len(facts.names),
             "parameters": facts.whole.parameters,
             "expertSharePercent": percent(facts.whole.expert_parameters, facts.whole.parameters),
             "sharedOutPercent": percent(facts.whole.shared_expert_parameters, facts.whole.parameters),
@@ -130,23 +235,30 @@ def percent(part: float, whole: float) -> float:
 
 
 def _traffic(rounds: Mapping[str, Sequence[Round]], names: Sequence[str]) -> Figures:
-    sent = {
-        name: {peer: _sum(rounds[name], peer, "bytes_sent") for peer in names if peer != name}
-        for name in names
-    }
-    rows = {
-        name: {peer: _sum(rounds[name], peer, "hidden_rows_sent") for peer in names if peer != name}
-        for name in names
-    }
-    total = sum(sum(row.values()) for row in sent.values())
+    pairs = [(name, peer) for name in names for peer in names if peer != name]
+    sent: Figures = {name: {} for name in names}
+    rows: Figures = {name: {} for name in names}
+    for name, peer in pairs:
+        sent[name][peer] = _sent(rounds, name, peer)
+        rows[name][peer] = _sum(rounds[name], peer, "hidden_rows_sent") if name in rounds else None
+    total = sum(count or 0 for row in sent.values() for count in row.values())
     tokens = sum(r.tokens for own in rounds.values() for r in own)
     return {
         "bytesSent": sent,
         "hiddenRowsSent": rows,
-        "messagesSent": {name: sum(_sum(rounds[name], p, "messages_sent") for p in names) for name in names},
+        "messagesSent": {
+            name: sum(_sum(own, p, "messages_sent") for p in names) for name, own in sorted(rounds.items())
+        },
         "totalBytes": total,
-        "bytesPerTrainedToken": round(total / tokens, 1) if tokens else None,
+        "bytesPerTrainedToken": round(total / tokens, 1) if tokens and len(rounds) == len(names) else None,
     }
+
+
+def _sent(rounds: Mapping[str, Sequence[Round]], name: str, peer: str) -> int | None:
+    """Bytes from one to another, by the sender's count; where its part is missing by the receiver's."""
+    if name in rounds:
+        return _sum(rounds[name], peer, "bytes_sent")
+    return _sum(rounds[peer], name, "bytes_received") if peer in rounds else None
 
 
 def _sum(rounds: Sequence[Round], peer: str, what: str) -> int:

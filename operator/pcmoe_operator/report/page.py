@@ -1,25 +1,23 @@
 """The figures as one HTML page that loads nothing: no network, no scripts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from pcmoe_operator.report import words
 from pcmoe_operator.report.charts import Line, Scale, legend, line_chart, stacked_bar
 from pcmoe_operator.report.figures import Figures
+from pcmoe_operator.report.html import Html, definitions, table
+from pcmoe_operator.report.page_events import events_of
 from pcmoe_operator.report.style import STYLE
 from pcmoe_operator.units import duration, loss, size
 
-
-class Html(str):
-    """Text that is HTML already, made here from escaped parts."""
-
-    __slots__ = ()
+UNKNOWN = Html('<span class="soft">unknown</span>')
 
 
 def page_of(figures: Figures) -> str:
     """The whole page."""
     title = f"{figures['title']}: training report"
-    sections = (_head, _tiles, _losses, _memory, _traffic, _time, _settings)
+    sections = (_head, _gaps, _tiles, _losses, _memory, _traffic, _time, _machines, events_of, _settings)
     body = "\n".join(section(figures) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -30,25 +28,44 @@ def page_of(figures: Figures) -> str:
 
 
 def _head(figures: Figures) -> str:
-    names = figures["participants"]
+    names, standing = figures["participants"], figures["standing"]
     done, planned = figures["roundsDone"], figures["roundsPlanned"]
     state = f"{done} of {planned} rounds" + ("" if done >= planned else ", not finished")
     organisations = f"{len(names)} organisation{'s' if len(names) != 1 else ''}: {', '.join(names)}"
-    return f'<h1>{escape(figures["title"])}</h1>\n<p class="soft">{escape(organisations)}. {state}.</p>'
+    told = f'<div class="card">{definitions(standing)}</div>' if standing else ""
+    return f'<h1>{escape(figures["title"])}</h1>\n<p class="soft">{escape(organisations)}. {state}.</p>{told}'
+
+
+def _gaps(figures: Figures) -> str:
+    """Whose figures are not in the report, and why."""
+    left_out, elsewhere = figures["leftOut"], figures["elsewhere"]
+    points = [f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in left_out.items()]
+    if elsewhere:
+        points.append(
+            f"<li><b>{escape(', '.join(elsewhere))}</b>: {escape(words.ELSEWHERE[len(elsewhere) > 1])}</li>"
+        )
+    if not points:
+        return ""
+    return f'<div class="card gaps"><h3>Not in this report</h3><ul>{"".join(points)}</ul></div>'
 
 
 def _tiles(figures: Figures) -> str:
     losses = [own for own in figures["loss"].values() if own["change"] is not None]
     fell = sum(own["change"] < 0 for own in losses)
     savings = [own["savingPercent"] for own in figures["memory"]["participants"].values() if own]
+    gpu_hours = figures["gpuHours"]["trained"]
+    trained = f"of training, {figures['tokens']:,} tokens".replace(",", " ")
     tiles = [
-        (f"{fell} of {len(figures['participants'])}", "organisations whose held-out loss fell"),
+        (f"{fell} of {len(figures['loss'])}", "organisations whose held-out loss fell"),
         (
             _range(savings, "{:.1f} %"),
             "less memory for tensors per organisation than for one that holds everything",
         ),
         (size(figures["traffic"]["totalBytes"]), "sent between organisations, padding included"),
-        (duration(figures["seconds"]), f"of training, {figures['tokens']:,} tokens".replace(",", " ")),
+        (
+            duration(figures["seconds"]),
+            trained if not gpu_hours else f"{trained}, {gpu_hours:.1f} GPU-hours",
+        ),
     ]
     cells = "".join(
         f'<div class="card tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles
@@ -69,7 +86,7 @@ def _losses(figures: Figures) -> str:
     cards = "\n".join(
         f'<figure class="card"><h3>{escape(name)}</h3>'
         f"{line_chart(f'Loss of {name} over rounds', lines[name], scale, 'round')}</figure>"
-        for name in figures["participants"]
+        for name in lines
     )
     rows = [
         [name, loss(own["firstHeldOut"]), loss(own["lastHeldOut"]), _change(own)]
@@ -80,7 +97,7 @@ def _losses(figures: Figures) -> str:
         + legend({"held": "held-out", "training": "training"})
         + f'<div class="charts">{cards}</div>'
         + '<div class="card scroll after">'
-        + _table(["held-out loss", "first", "last", "change"], rows)
+        + table(["held-out loss", "first", "last", "change"], rows)
         + "</div>"
     )
 
@@ -126,7 +143,7 @@ def _memory(figures: Figures) -> str:
             size(own["total"]),
             size(own["peakAboveBaseline"]),
             size(own["baselineRss"]),
-            _gpu(own["gpuPeak"]),
+            _size(own["gpuPeak"]),
         ]
         for name, own in owns.items()
     ]
@@ -135,7 +152,7 @@ def _memory(figures: Figures) -> str:
         f"<h2>Memory</h2>\n<p>{escape(what)}</p>\n"
         + f'<div class="card">{"".join(bars)}{legend(_known(kinds, words.TENSORS))}</div>'
         + f'<p class="after">{escape(words.MEMORY_MEASURED)}</p><div class="card scroll">'
-        + _table(["participant", "tensors, exact", "peak above import", "after import", "GPU peak"], rows)
+        + table(["participant", "tensors, exact", "peak above import", "after import", "GPU peak"], rows)
         + "</div>"
     )
 
@@ -145,7 +162,7 @@ def _known(kinds: set[str], words: dict[str, str]) -> dict[str, str]:
     return {k: words.get(k, k) for k in [*(w for w in words if w in kinds), *sorted(kinds - set(words))]}
 
 
-def _gpu(count: int | None) -> str:
+def _size(count: int | None) -> str:
     return "–" if count is None else size(count)
 
 
@@ -158,22 +175,23 @@ def _count(number: int) -> str:
 
 def _traffic(figures: Figures) -> str:
     traffic, names = figures["traffic"], figures["participants"]
-    most = max((b for row in traffic["bytesSent"].values() for b in row.values()), default=0)
+    most = max((b for row in traffic["bytesSent"].values() for b in row.values() if b), default=0)
     rows = [
-        [name, *(_heat(traffic["bytesSent"][name].get(peer), most) for peer in names)]
-        + [f"{sum(traffic['hiddenRowsSent'][name].values()):,}".replace(",", " ")]
+        [name, *("" if peer == name else _heat(traffic["bytesSent"][name][peer], most) for peer in names)]
+        + [_rows(traffic["hiddenRowsSent"][name])]
         for name in names
     ]
     per_token = traffic["bytesPerTrainedToken"]
     average = f" That is {size(per_token)} per trained token, evaluation included." if per_token else ""
+    counted = "" if len(figures["loss"]) == len(names) else f" {words.RECEIVED}"
     pairs = "".join(
         f"<tr><td>{escape(sent)}</td><td>{escape(kept)}</td></tr>" for sent, kept in words.SENT_AND_KEPT
     )
     heads = "<th>was sent to partners</th><th>was not sent to anybody</th>"
     return (
-        f"<h2>What travelled</h2>\n<p>{escape(words.TRAFFIC + average)}</p>"
+        f"<h2>What travelled</h2>\n<p>{escape(words.TRAFFIC + counted + average)}</p>"
         + '<div class="card scroll">'
-        + _table(["from / to", *names, "rows of hidden states"], rows)
+        + table(["from / to", *names, "rows of hidden states"], rows)
         + "</div>\n<h2>What left an organisation, and what did not</h2>\n"
         + f'<div class="card"><table class="words"><thead><tr>{heads}</tr></thead>'
         + f"<tbody>{pairs}</tbody></table></div>"
@@ -181,9 +199,14 @@ def _traffic(figures: Figures) -> str:
     )
 
 
+def _rows(counts: Mapping[str, int | None]) -> str:
+    known = [count for count in counts.values() if count is not None]
+    return f"{sum(known):,}".replace(",", " ") if len(known) == len(counts) else UNKNOWN
+
+
 def _heat(count: int | None, most: int) -> str:
     if count is None:
-        return "–"
+        return UNKNOWN
     strength = 0.22 * count / most if most else 0.0
     style = f"background:rgba(var(--heat),{strength:.3f})"
     return Html(f'<span class="heat" style="{style}">{escape(size(count))}</span>')
@@ -194,14 +217,55 @@ def _time(figures: Figures) -> str:
     full = max(totals.values(), default=0.0)
     kinds = {phase for phases in figures["time"].values() for phase in phases}
     order = list(_known(kinds, words.PHASES))
+    shared = "" if figures["standing"] else f" {words.SHARED}"
     bars = "".join(
         stacked_bar(name, {p: phases[p] for p in order if p in phases}, full, duration(totals[name]))
         for name, phases in figures["time"].items()
     )
     return (
-        f"<h2>Where the time went</h2>\n<p>{escape(words.TIME)}</p>"
+        f"<h2>Where the time went</h2>\n<p>{escape(words.TIME + shared)}</p>"
         + f'<div class="card">{bars}{legend(_known(kinds, words.PHASES))}</div>'
     )
+
+
+def _machines(figures: Figures) -> str:
+    """GPU-hours and what it took to store a round, where anything of it is known."""
+    hours = figures["gpuHours"]
+    with_gpus = bool(hours["trained"] or hours["held"])
+    rows = [
+        [name, *_hours(own, with_gpus), *_stored(figures["machines"].get(name, {}))]
+        for name, own in hours["participants"].items()
+    ]
+    if all(set(row[1:]) == {"–"} for row in rows):
+        return ""
+    if with_gpus and len(rows) > 1:
+        rows.append(["all together", *_hours(hours, with_gpus), "", "", ""])
+    heads = [
+        "participant",
+        *(words.GPU_HOURS if with_gpus else ()),
+        "stored round",
+        "to store it",
+        "sent out",
+    ]
+    told = f"{words.MACHINES_GPU} {words.MACHINES}" if with_gpus else words.MACHINES
+    return f'<h2>What it took</h2>\n<p>{escape(told)}</p><div class="card scroll">{table(heads, rows)}</div>'
+
+
+def _hours(own: Figures, with_gpus: bool) -> list[str]:
+    return [_shown(own[kind], "{:.2f}") for kind in ("trained", "held")] if with_gpus else []
+
+
+def _stored(machine: Figures) -> list[str]:
+    share = _shown(machine.get("remoteTokenShare"), "{:.1%}").replace("%", " %")
+    return [
+        _size(machine.get("checkpointBytes")),
+        _shown(machine.get("checkpointSeconds"), "{:.2f} s"),
+        share,
+    ]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def _settings(figures: Figures) -> str:
@@ -211,26 +275,8 @@ def _settings(figures: Figures) -> str:
         ("Software", figures["software"]),
     ]
     cards = "".join(
-        f'<div class="card"><h3>{heading}</h3>{_list(values, mono=heading == "Digests")}</div>'
+        f'<div class="card"><h3>{heading}</h3>{definitions(values, mono=heading == "Digests")}</div>'
         for heading, values in parts
+        if values
     )
     return f'<h2>How it was made</h2>\n<div class="grid1">{cards}</div>'
-
-
-def _list(values: dict[str, str], *, mono: bool) -> str:
-    kind = ' class="mono"' if mono else ""
-    items = "".join(
-        f"<dt>{escape(key)}</dt><dd{kind}>{escape(str(value))}</dd>" for key, value in values.items()
-    )
-    return f"<dl>{items}</dl>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table. `Html` cells are taken as they are, everything else is text and escaped."""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(cell: str) -> str:
-    return cell if isinstance(cell, Html) else escape(cell)

@@ -53,10 +53,25 @@ tr:last-child > * { border-bottom: 0; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 0; margin: 10px 0 4px;
   font-size: .92rem; color: var(--soft); }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }
-.k-backbone, .k-forward { background: var(--teal); } .k-experts, .k-host { background: var(--blue); }
-.k-masters, .k-optimizer { background: var(--rose); } .k-gradients, .k-backward { background: var(--violet); }
-.k-moments, .k-wait { background: var(--amber); } .k-evaluation { background: var(--good); }
+.k-backbone, .k-forward { background: var(--teal); }
+.k-experts, .k-host, .k-hostcompute { background: var(--blue); }
+.k-masters, .k-optimizer { background: var(--rose); }
+.k-gradients, .k-backward, .k-vote { background: var(--violet); }
+.k-moments, .k-wait, .k-exchangewait { background: var(--amber); } .k-evaluation { background: var(--good); }
 .k-data, .k-checkpoint, .k-other { background: var(--grey); } .k-checkpoint { opacity: .6; }
+.k-other { opacity: .35; } .k-vote { opacity: .5; }
+.gaps { border-left: 4px solid var(--amber); margin: 14px 0; } .gaps ul { margin: 6px 0 0; padding-left: 20px; }
+.lane { position: relative; height: 20px; background: var(--track); border-radius: 4px; }
+.mark { position: absolute; top: 4px; width: 4px; height: 12px; margin-left: -2px; border-radius: 2px;
+  background: var(--blue); }
+.mark.warning { background: var(--bad); top: 1px; height: 18px; }
+.ends { display: flex; justify-content: space-between; gap: 12px; margin-top: -6px;
+  font-size: .85rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+.events { list-style: none; margin: 16px 0 0; padding: 0; font-size: .94rem; }
+.events li { display: grid; grid-template-columns: 5em 8em 1fr; gap: 2px 12px; padding: 5px 0;
+  border-top: 1px solid var(--line); overflow-wrap: anywhere; }
+.events time, .events span:nth-child(2) { color: var(--soft); font-variant-numeric: tabular-nums; }
+.events .day { display: block; font-weight: 600; border-top: 0; padding-top: 12px; }
 .k-held { background: var(--blue); } .k-training { background: var(--amber); }
 code, .mono { font-family: ui-monospace, "Cascadia Mono", Menlo, Consolas, monospace; font-size: .88em;
   overflow-wrap: anywhere; }
@@ -66,6 +81,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   main { padding: 18px 14px 40px; } h1 { font-size: 1.4rem; }
   .bar { grid-template-columns: 1fr auto; gap: 2px 10px; } .bar .track { grid-column: 1 / -1; grid-row: 2; }
   th, td { padding: 5px 7px; font-size: .88rem; }
+  .bar .lane { grid-column: 1 / -1; grid-row: 2; } .bar .ends { grid-column: 1 / -1; }
+  .events li { grid-template-columns: 5em 1fr; } .events li span:last-child { grid-column: 1 / -1; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; } }
 @media print { body { background: #fff; font-size: 12px; } main { max-width: none; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } h2, h2 + p { break-after: avoid; }

@@ -11,12 +11,17 @@ PHASES = {
     "forward": "own forward",
     "backward": "own backward",
     "host": "experts, for others and itself",
+    "host_compute": "experts, for others and itself",
     "wait": "waiting for the network",
+    "exchange_wait": "waiting for the network",
     "optimizer": "optimizer",
+    "vote": "votes on steps",
     "evaluation": "evaluation",
     "data": "reading data",
     "checkpoint": "checkpoint",
+    "other": "everything else",
 }
+"""Older nodes say `host` and `wait`."""
 
 LOSS = (
     "Mean loss per token on each organisation's own text; lower is better. Held-out documents are never "
@@ -30,7 +35,7 @@ MEMORY_EXACT = (
     "the whole model by itself."
 )
 MEMORY_MEASURED = (
-    "Measured on this machine: the largest resident memory of each process, above what Python and its "
+    "Measured where it ran: the largest resident memory of each process, above what Python and its "
     "libraries take after import. It also holds activations, message buffers, the text, and the "
     "checkpoint while it is written; these do not shrink with the number of participants, so for a small "
     "model they weigh most."
@@ -38,9 +43,26 @@ MEMORY_MEASURED = (
 TRAFFIC = (
     "Bytes that each organisation (row) sent to each other one (column), with padding, without TLS's own."
 )
-TIME = (
-    "Seconds of each participant over all rounds. Participants of a local run share the processor: while "
-    "one waits, the others compute."
+RECEIVED = "Where a participant's part is missing, its row is what the others received from it."
+TIME = "Seconds of each participant over all rounds."
+SHARED = "Participants of a local run share the processor: while one waits, the others compute."
+GPU_HOURS = ("GPU-hours trained", "GPU-hours held")
+MACHINES_GPU = (
+    "GPU-hours trained are those of the rounds above, each once; GPU-hours held are those of the pods that are "
+    "still listed, also while they load, wait, or do a round again."
+)
+MACHINES = (
+    "A stored round is its size on disk. “Sent out” is the share of an organisation's tokens, counted per layer, "
+    "of which a partner computed a part."
+)
+ELSEWHERE = (
+    "runs in another cluster and keeps its own figures; ask that partner for its report",
+    "run in other clusters and keep their own figures; ask those partners for their reports",
+)
+"""One, and more than one."""
+EVENTS = (
+    "Times are UTC. A view is a stretch in which everybody is connected; when somebody is lost, the others leave "
+    "it, wait, and go on from the last round that all have stored."
 )
 
 SENT_AND_KEPT = (
