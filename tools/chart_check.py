@@ -1,7 +1,7 @@
 """Checks the Helm chart, as `make check` does; with --write brings up to date what is made from other files.
 
-    python -m tools.chart_check            Helm's lint, unit tests, schemas of the API server, kube-score
-    python -m tools.chart_check --write    the chart's copy of crd.yaml, and the table of values in its README
+    python -m tools.chart_check            Helm's lint, unit tests, schemas of the API server, kube-score, promtool
+    python -m tools.chart_check --write    the chart's copy of crd.yaml, its dashboards, and its README's table
 
 Schemas are taken from the API server that tests run on, once per version; nothing is downloaded.
 """
@@ -19,6 +19,7 @@ import yaml
 from tests.cluster import build
 from tests.cluster.errors import BuildError
 from tests.cluster.plane import ControlPlane
+from tools.dashboards import __main__ as dashboards
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "pcmoe"
@@ -26,8 +27,10 @@ CRD, CRD_COPY = ROOT / "manifests" / "crd.yaml", CHART / "files" / "crd.yaml"
 README = CHART / "README.md"
 BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
 SECONDS = 120.0
-FOREIGN = ("ServiceMonitor", "PodMonitor")
+FOREIGN = ("ServiceMonitor", "PodMonitor", "PrometheusRule")
 """Kinds of the Prometheus operator, whose schemas no API server of ours has; unit tests look at them."""
+RULES = CHART / "files" / "alerts.yaml"
+PROGRAMS = ("helm", "helm-unittest", "kubeconform", "kube-score", "promtool", *build.PLANE)
 NOT_SCORED = {
     "container-security-context-user-group-id": "no user is fixed: OpenShift gives each namespace its own",
     "deployment-has-poddisruptionbudget": "training goes on without the operator; draining must not wait for it",
@@ -43,9 +46,10 @@ def main() -> int:
     if parser.parse_args().write:
         CRD_COPY.write_bytes(CRD.read_bytes())
         README.write_text(with_table(README.read_text()))
+        dashboards.write()
         return 0
     try:
-        return check(build.ensure("helm", "helm-unittest", "kubeconform", "kube-score", *build.PLANE))
+        return check(build.ensure(*PROGRAMS))
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
@@ -55,6 +59,10 @@ def check(programs: Mapping[str, Path]) -> int:
     """Every check; stops at none, ends with 1 if one of them failed."""
     good = run("helm lint", programs["helm"], "lint", "--strict", "--quiet", CHART)
     good &= run("helm-unittest", programs["helm-unittest"], "--strict", CHART)
+    good &= reads_rules(programs["promtool"], "the file", RULES.read_text())
+    old = dashboards.stale()
+    print(f"dashboards: {f'FAILED, not up to date: {old}; run with --write' if old else 'ok'}")
+    good &= not old
     known = schemas_of_api_server(ROOT / "build")
     for values in sorted((CHART / "ci").glob("*-values.yaml")):
         name = values.name.removesuffix("-values.yaml")
@@ -66,6 +74,9 @@ def check(programs: Mapping[str, Path]) -> int:
             continue
         good &= conforms(programs["kubeconform"], name, done.stdout, known)
         good &= score(programs["kube-score"], name, done.stdout)
+        for made in yaml.safe_load_all(done.stdout):
+            if made and made["kind"] == "PrometheusRule":
+                good &= reads_rules(programs["promtool"], name, yaml.safe_dump(made["spec"]))
     return 0 if good else 1
 
 
@@ -82,6 +93,11 @@ def score(program: Path, name: str, rendered: str) -> bool:
     # An operator that is throttled can't renew its Lease in time.
     options = ("--output-format", "ci", "--ignore-container-cpu-limit", *ignored)
     return run(f"kube-score, {name}", program, "score", "-", *options, given=rendered)
+
+
+def reads_rules(program: Path, name: str, rules: str) -> bool:
+    """Whether Prometheus can read rules, and finds nothing odd in them."""
+    return run(f"promtool, {name}", program, "check", "rules", "--lint=all", "--lint-fatal", given=rules)
 
 
 def run(name: str, *command: str | Path, given: str | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Builds the programs of a Kubernetes control plane from the Go module proxy, once, into a cache folder.
+"""Builds the programs that tests run: a Kubernetes control plane, and Prometheus. From the Go module proxy, once.
 
     python -m tests.cluster.build              all that `make test` needs and that are missing
     python -m tests.cluster.build helm kwok    these
@@ -33,6 +33,8 @@ BUILD_SECONDS = 5400.0
 """One program, on a busy machine; Go is ended after that."""
 LOCK_SECONDS = 3 * BUILD_SECONDS
 FLAGS = ("-trimpath", "-buildvcs=false")
+TAGS = {"monitoring": ("-tags=remove_all_sd,enable_kubernetes_sd",)}
+"""Further flags of a module: Prometheus without the service discoveries of clouds that no test has."""
 Say = Callable[[str], None]
 
 
@@ -48,6 +50,7 @@ class Program:
     """How long it takes with an empty Go build cache and two idle cores, in words."""
 
 
+PROMETHEUS = "github.com/prometheus/prometheus"
 PROGRAMS = {
     program.name: program
     for program in (
@@ -68,6 +71,8 @@ PROGRAMS = {
         Program("kubeconform", "tools", "github.com/yannh/kubeconform/cmd/kubeconform", "seconds"),
         Program("kube-score", "score", "github.com/zegl/kube-score/cmd/kube-score", "seconds"),
         Program("coredns", "dns", "github.com/coredns/coredns", "about 2 minutes"),
+        Program("prometheus", "monitoring", f"{PROMETHEUS}/cmd/prometheus", "about 2 minutes"),
+        Program("promtool", "monitoring", f"{PROMETHEUS}/cmd/promtool", "seconds"),
     )
 }
 PLANE: tuple[str, ...] = (
@@ -81,6 +86,8 @@ PLANE: tuple[str, ...] = (
 """What a control plane with fake nodes needs."""
 NODE = ("kubelet", "kube-proxy", "coredns")
 """What real nodes need besides; only the end-to-end test has some."""
+MONITORING = ("prometheus", "promtool")
+"""What reads metrics and judges rules."""
 TESTS = tuple(name for name in PROGRAMS if name not in NODE)
 """What `make test` needs."""
 
@@ -133,10 +140,14 @@ def required(module: str) -> str:
 @functools.cache
 def _digest(module: str) -> str:
     """Of all that decides what a module's programs are."""
-    total = hashlib.sha256(repr((FLAGS, _linker_flags(module))).encode())
+    total = hashlib.sha256(repr((_flags(module), _linker_flags(module))).encode())
     for path in sorted((MODULES / module).glob("go.*")):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]
+
+
+def _flags(module: str) -> tuple[str, ...]:
+    return (*FLAGS, *TAGS.get(module, ()))
 
 
 def _linker_flags(module: str) -> str:
@@ -144,6 +155,10 @@ def _linker_flags(module: str) -> str:
     stamps: dict[str, str] = {}
     if module == "tools":
         stamps["helm.sh/helm/v4/internal/version.version"] = required("helm.sh/helm/v4")
+    elif module == "monitoring":
+        # The module v0.315.1 is the release 3.15.1.
+        _, release, patch = _numbers(required(PROMETHEUS).removeprefix("v"))
+        stamps["github.com/prometheus/common/version.Version"] = f"{release // 100}.{release % 100}.{patch}"
     elif module == ".":
         version = required("k8s.io/kubernetes")
         major, minor = version.removeprefix("v").split(".")[:2]
@@ -164,7 +179,7 @@ def _build(program: Program, which: str, say: Say) -> None:
     command = [
         find_go(),
         "build",
-        *FLAGS,
+        *_flags(program.module),
         "-ldflags",
         _linker_flags(program.module),
         "-o",

@@ -22,10 +22,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Build before the first test: the first time takes minutes, for which no test's timeout should have to allow."""
     asked = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     given = os.environ.get("KUBECONFIG_FOR_TESTS")
+    wanted: tuple[str, ...] = build.MONITORING if "monitoring_programs" in asked else ()
     if "own_plane" in asked or ("plane" in asked and not given):
-        wanted = build.PLANE
-    else:
-        wanted = ("kubectl",) if "plane" in asked else ()
+        wanted += build.PLANE
+    elif "plane" in asked:
+        wanted += ("kubectl",)
     if wanted and build.missing(wanted):
         capture = session.config.pluginmanager.getplugin("capturemanager")
         try:
@@ -40,8 +41,7 @@ def own_plane(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControlPlane]:
     """A control plane of our own with four fake nodes of 8 GPUs, started for the first test that asks for it."""
-    if (error := request.config.stash.get(_FAILED, None)) is not None:
-        raise error
+    _raise_what_failed(request)
     with ControlPlane(tmp_path_factory.mktemp("plane"), fake_nodes=FAKE_NODES) as plane:
         yield plane
 
@@ -55,8 +55,20 @@ def plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return own
 
 
+@pytest.fixture(scope="session")
+def monitoring_programs(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """Where `prometheus` and `promtool` lie."""
+    _raise_what_failed(request)
+    return build.ensure(*build.MONITORING)
+
+
 @pytest.fixture
 def namespace(plane: Cluster) -> Iterator[str]:
     """A namespace for one test."""
     with plane.namespace() as name:
         yield name
+
+
+def _raise_what_failed(request: pytest.FixtureRequest) -> None:
+    if (error := request.config.stash.get(_FAILED, None)) is not None:
+        raise error

@@ -126,16 +126,20 @@ class Installed:
         head, row = printed.splitlines()[:2]
         return dict(zip(head.split(), row.split(), strict=True))
 
-    def report(self, folder: Path, *options: str) -> dict[str, Any]:
-        """The figures that `pcmoe report` finds of the consortium."""
-        command = [str(Path(sys.executable).with_name("pcmoe")), "report", "--cluster", CONSORTIUM]
-        command += ["--namespace", self.namespace, "--output", str(folder), *options]
+    def pcmoe(self, *args: str) -> str:
+        """What `pcmoe` prints about this namespace."""
+        command = [str(Path(sys.executable).with_name("pcmoe")), *args, "--namespace", self.namespace]
         environment = {**os.environ, "KUBECONFIG": str(self.plane.kubeconfig), "NO_PROXY": "10.0.0.0/8"}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=REPORT_SECONDS, check=False
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}\n{self.dump()}"
         say(f"{done.stderr}{done.stdout}".rstrip())
+        return done.stdout
+
+    def report(self, folder: Path, *options: str) -> dict[str, Any]:
+        """The figures that `pcmoe report` finds of the consortium."""
+        self.pcmoe("report", "--cluster", CONSORTIUM, "--output", str(folder), *options)
         found: dict[str, Any] = json.loads((folder / "report.json").read_text())
         return found
 

@@ -1,17 +1,22 @@
 """Install, train, lose a pod, delete, uninstall: on a real kubelet, with images from the Dockerfiles."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
+from tests.cluster import build
 from tests.cluster.plane import ControlPlane
 from tests.cluster.waiting import eventually
 from tests.e2e import pilot
 from tests.e2e.installed import CHART, RELEASE, SYSTEM, Installed, participants, round_of
 from tests.e2e.machine import Machine
-from tests.e2e.phases import phase
+from tests.e2e.phases import phase, say
 from tests.e2e.pilot import CONSORTIUM, PARTICIPANTS, ROUNDS, Disks
+from tests.monitoring.monitored import monitored
+from tests.monitoring.prometheus import Prometheus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+ALERTS = CHART / "files" / "alerts.yaml"
 NAMESPACE = "hospitals"
 LOST = "lawfirm"
 START_SECONDS = 240.0
@@ -57,6 +62,28 @@ def test_a_pilot_from_helm_install_to_uninstall(plane: ControlPlane, machine: Ma
         rig.until_only(before_install | claims | DEFINITION)
 
 
+def _seen(rig: Installed) -> None:
+    """The chart's PodMonitor leads a Prometheus to all five pods; `pcmoe` tells of them what they say themselves."""
+    programs, folder = build.ensure(*build.MONITORING), rig.plane.folder / "prometheus"
+    job = monitored(NAMESPACE)
+    job["kubernetes_sd_configs"][0]["kubeconfig_file"] = str(rig.plane.kubeconfig)
+    with Prometheus(programs["prometheus"], folder, rules=ALERTS, jobs=[job]) as prometheus:
+        here = f'namespace="{NAMESPACE}",consortium="{CONSORTIUM}"'
+        trained = prometheus.until(
+            f"pcmoe_node_committed_round{{{here}}} > 0", lambda f: len(f) == len(PARTICIPANTS)
+        )
+        assert sorted(labels["participant"] for labels, _ in trained) == sorted(PARTICIPANTS)
+        prometheus.until(f"pcmoe_coordinator_committed_round{{{here}}} > 0")
+        assert prometheus.firing() == set()
+    said = rig.pcmoe("logs", CONSORTIUM, "--tail", "1")
+    assert all(name in said for name in PARTICIPANTS), said
+    rig.pcmoe("must-gather", CONSORTIUM, "--output", str(rig.plane.folder / "gathered.tar.gz"))
+    with tarfile.open(rig.plane.folder / "gathered.tar.gz") as gathered:
+        names = gathered.getnames()
+    say("\n".join(names))
+    assert sum(name.endswith("/status.json") for name in names) == len(PARTICIPANTS) + 1, names
+
+
 def _train(rig: Installed) -> None:
     """From apply to Completed; one of four pods is deleted on the way, and the others stay."""
     with phase("from kubectl apply to four pods that train"):
@@ -66,10 +93,12 @@ def _train(rig: Installed) -> None:
         assert participants(pods) == list(PARTICIPANTS)
         for name in PARTICIPANTS:
             assert pods[name]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
-    with phase("a report of what running pods tell; a pod deleted; another takes its place"):
+    with phase("a committed round, and what Prometheus, the command line and the report see of it"):
         rig.until("a committed round", lambda status: round_of(status) >= 1, TRAIN_SECONDS)
+        _seen(rig)
         told = rig.report(rig.plane.folder / "report", "--no-pods")
         assert told["leftOut"] == {} and set(told["loss"]) == set(PARTICIPANTS)
+    with phase("a pod deleted; another takes its place"):
         rig.plane.kubectl("delete", "pod", pods[LOST]["metadata"]["name"], "-n", NAMESPACE, "--wait=false")
         with rig.explained():
             replaced = eventually("another pod", lambda: rig.pods().get(LOST), within=START_SECONDS)
