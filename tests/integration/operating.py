@@ -20,6 +20,8 @@ from tests.cluster.processes import free_ports
 CRD = yaml.safe_load((Path(__file__).parents[2] / "manifests" / "crd.yaml").read_text())
 DEADLINE = 60.0
 PORT = 9400
+ADDRESSES = 1000
+"""So many are tried."""
 NAMES = ("berlin", "lyon")
 VOLUMES = {
     "dataset": {"image": {"reference": "none"}},
@@ -51,7 +53,7 @@ class Answers:
             def log_message(self, *_: object) -> None:
                 """Nothing."""
 
-        while True:
+        for _ in range(ADDRESSES):
             self._next += 1
             address = f"127.{os.getpid() % 200 + 20}.{self._next // 250}.{self._next % 250 + 1}"
             try:
@@ -61,6 +63,7 @@ class Answers:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             self._servers.append(server)
             return address
+        raise OSError(f"port {PORT} is taken at every address of the loopback")
 
     def close(self) -> None:
         """Stop all."""
