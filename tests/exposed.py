@@ -45,7 +45,12 @@ MACHINE = "memory and devices of the own process"
 PUBLIC = "public or agreed beforehand: names, versions, dates, sizes of models and files"
 WORDS = "a sentence for people, made of names, numbers and rules; never of what was read (errors are tested for that)"
 CLUSTER = "the operator's own work on objects of the API server; it sees no data, no weights and no losses of others"
-REASONS = frozenset({PROGRESS, LOSS, VOLUME, WIRE, SHARE, TIME, LINK, MACHINE, PUBLIC, WORDS, CLUSTER})
+EXPOSURE = (
+    "sums over a whole run from the ledger that a participant keeps for its own people, read where that lies"
+)
+REASONS = frozenset(
+    {EXPOSURE, PROGRESS, LOSS, VOLUME, WIRE, SHARE, TIME, LINK, MACHINE, PUBLIC, WORDS, CLUSTER}
+)
 
 Names = Mapping[str, str]
 """Why, by name."""
@@ -187,6 +192,9 @@ REPORT: Names = {
     **_why(PUBLIC, f"digests.{ANY} settings.{ANY} software.{ANY} format title participants[] elsewhere[]"),
     **_why(PROGRESS, f"span.from span.to standing.{ANY}"),
     **_why(WORDS, f"events[].message leftOut.{PEER}"),
+    **_why(EXPOSURE, "documents roundsAgain openViews refusedFrames", f"exposure.{PEER}."),
+    **_why(EXPOSURE, "tokensPercent nextTokensPercent heldOutPercent", f"exposure.{PEER}.peers.{PEER}."),
+    **_why(EXPOSURE, "documentsSeen bytesAsked bytesAnswered", f"exposure.{PEER}.peers.{PEER}."),
 }
 """`report.json`, of a whole run: sums over rounds, and what the manifest says."""
 OPEN_FIELDS = re.compile(rf"^(digests|settings|software|standing|time\.{PEER})\.[^.]+$")
@@ -200,6 +208,8 @@ EXCEPTED: Names = {
     "memory.basis.expertSharePercent": "what part of the model they are: an agreed size",
     f"traffic.{PEER}.hiddenRowsSent": "rows to a peer over a whole round, for the owner's own account of what left",
     f"traffic.hiddenRowsSent.{PEER}.{PEER}": "the same over a whole run",
+    f"exposure.{PEER}.documents": "how many a participant has, for its own account of what left",
+    f"exposure.{PEER}.peers.{PEER}.documentsSeen": "how many of them a partner saw anything of, over a whole run",
 }
 """Speak of what is forbidden, and why they may all the same."""
 

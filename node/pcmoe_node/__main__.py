@@ -6,20 +6,27 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
+from pcmoe_node.accounts import Accounts
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.coordination.place import Place
 from pcmoe_node.coordination.session import TlsPlace
 from pcmoe_node.coordination.words import failure_of
-from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, last_words
+from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, last_words, places_of
+from pcmoe_node.exchange.base import Traffic
+from pcmoe_node.exchange.tls import tap
+from pcmoe_node.figures import Replies
 from pcmoe_node.gpu import meter_of
+from pcmoe_node.journal import Journal
+from pcmoe_node.ledger_book import Book
 from pcmoe_node.participant import assemble, order_secret, stored_position
 from pcmoe_node.protocol.membership import Member
 from pcmoe_node.rounds import Run
-from pcmoe_node.status import Journal, State, StatusServer, resident, write_termination
+from pcmoe_node.status import State, StatusServer, resident, write_termination
 from pcmoe_node.views import run_views
 
 log = logging.getLogger("pcmoe")
@@ -45,7 +52,7 @@ def main() -> None:
     )
     for number, code in ((signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)):
         signal.signal(number, _raise_told(code))
-    _use_one_arena()
+    use_one_arena()
     exit_code = _run(path)
     # Taking a process with torch and transformers apart object by object takes seconds, and frees nothing that the
     # end of the process doesn't.
@@ -53,7 +60,7 @@ def main() -> None:
     os._exit(exit_code)
 
 
-def _use_one_arena() -> None:
+def use_one_arena() -> None:
     """Let all threads share one malloc arena, where the C library is glibc.
 
     By default each lane's thread has its own, and memory freed in one is of no use to the others: measured on the
@@ -75,8 +82,8 @@ def _run(path: Path) -> int:
     except _Told as told:
         log.info("told to stop before the last round was stored; run again to resume")
         return told.exit_code
-    except Exception:
-        log.exception("a fault of the program itself; please report it")
+    except Exception as error:
+        log.error("a fault of the program itself; please report it: %s", places_of(error))
         return NodeError.exit_code
     return 0
 
@@ -84,14 +91,10 @@ def _run(path: Path) -> int:
 def run_node(config: NodeConfig, place: Place) -> None:
     """Load, take a seat at the coordinator's table, and go from view to view until the last round is committed."""
     baseline = resident()["rssBytes"]
+    tap.begin_if_asked(config)
     journal = Journal(Path(config.log_directory))
-    state = State(
-        participant=config.participant,
-        rounds=config.training.rounds,
-        steps=config.total_steps,
-        peers=len(config.participants) - 1,
-    )
-    server = StatusServer(config.status_listen, state)
+    state = _state(config)
+    server = StatusServer(config.status_listen, state, lambda: journal.report(config.participant))
     exit_code = 0
     try:
         _live(config, place, state, journal, baseline)
@@ -107,29 +110,52 @@ def run_node(config: NodeConfig, place: Place) -> None:
         server.close()
 
 
+def _state(config: NodeConfig) -> State:
+    """What is known before anything has happened."""
+    peers = tuple(peer.name for peer in config.participants if peer.name != config.participant)
+    return State(
+        participant=config.participant,
+        rounds=config.training.rounds,
+        steps=config.total_steps,
+        peers=len(peers),
+        peer_names=peers,
+        in_flight_limit=config.training.in_flight,
+        traffic={peer: Traffic() for peer in peers},
+        replies={peer: Replies() for peer in peers},
+    )
+
+
 def _live(config: NodeConfig, place: Place, state: State, journal: Journal, baseline: int) -> None:
     checkpoints = Checkpoints(Path(config.checkpoint_directory), config.checkpoint_keep)
     if checkpoints.finished(config.training.rounds):
         log.info("all %d rounds are stored already", config.training.rounds)
         state.phase, state.round = "DONE", config.training.rounds
         return
+    state.refused, state.certificate_ends = place.refused, place.certificate_ends
     checkpoints.claim(place.incarnation)
     position = stored_position(config, checkpoints)
     state.committed = checkpoints.membership.committed
+    if state.committed:
+        state.last_commit = time.time()  # nobody knows when; until the next one, it is not before now
     seat = place.sit_down(lambda incarnation: _member(config, checkpoints, incarnation))
     seat.check_owner = checkpoints.check_owner
     try:
         node = assemble(config, order_secret(config, position.secret if position else None))
         log.info("loaded")
         seat.loaded(checkpoints.rounds())
+        gpu = meter_of(node.device)
+        if gpu is not None:
+            state.gpu = gpu.read
         run = Run(
             node=node,
             seat=seat,
             state=state,
+            accounts=Accounts(figures=state, names=tuple(peer.name for peer in config.participants)),
             journal=journal,
+            book=Book(config),
             checkpoints=checkpoints,
             baseline_rss=baseline,
-            gpu=meter_of(node.device),
+            gpu=gpu,
         )
         run_views(run, place)
         checkpoints.finish(config.training.rounds)

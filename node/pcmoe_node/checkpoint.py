@@ -143,8 +143,8 @@ class Checkpoints:
         path = self.directory / "finished"
         return path.exists() and path.read_text() == str(rounds)
 
-    def save(self, position: Position, tensors: Mapping[str, Tensor]) -> None:
-        """Store a round durably, then drop rounds that nobody can need any more."""
+    def save(self, position: Position, tensors: Mapping[str, Tensor]) -> int:
+        """Store a round durably, then drop rounds that nobody can need any more; the bytes it takes."""
         self.check_owner()
         final = self._folder(position.round)
         temporary = final.with_suffix(".tmp")
@@ -156,13 +156,16 @@ class Checkpoints:
             descriptor = os.open(temporary / "state.json", os.O_WRONLY | os.O_CREAT, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
                 json.dump(asdict(position), file, indent=1)
-            for path in (temporary / "state.safetensors", temporary / "state.json", temporary):
+            files = (temporary / "state.safetensors", temporary / "state.json")
+            for path in (*files, temporary):
                 _fsync(path)
+            size = sum(path.stat().st_size for path in files)
             if final.exists():
                 self._drop(position.round)
             temporary.rename(final)
             _fsync(self.directory)
         self._prune()
+        return size
 
     def _prune(self) -> None:
         """Keep the newest rounds, and the newest committed one.

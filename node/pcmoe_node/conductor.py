@@ -17,8 +17,10 @@ from pcmoe_node.errors import PeerLostError, ProtocolError
 from pcmoe_node.exchange.base import Arrival, Header, Kind, Message, Transport
 from pcmoe_node.exchange.layout import REPLIES, REPLY_TO, STEP_END, VOTE
 from pcmoe_node.exchange.limits import Limits
+from pcmoe_node.figures import Replies
 from pcmoe_node.host import Host, Key
 from pcmoe_node.lanes import Lane
+from pcmoe_node.ledger import Ledger
 from pcmoe_node.patience import Clock, Patience
 from pcmoe_node.payloads import Codec
 from pcmoe_node.protocol.effects import (
@@ -65,11 +67,18 @@ class Conductor:
     decision: Decision | None = None
     vote_due: CastVote | None = None
     dropped: int = 0
+    replies: dict[int, Replies] = field(default_factory=dict)
+    """What each host has answered."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Where every message to a peer is counted."""
     _lanes: list[Lane | None] = field(default_factory=list)
     _turn: int = 0
     _serve: deque[Serve] = field(default_factory=deque)
     _own: deque[OwnShare] = field(default_factory=deque)
-    _tickets: dict[tuple[int, int], Ticket] = field(default_factory=dict)
+    _tickets: dict[tuple[int, int], tuple[Ticket, float]] = field(default_factory=dict)
+    """By host and request, and when it was sent."""
+    _waits_for: str = "exchange_wait"
+    """What the clock calls a wait now."""
     _held: dict[Key, Message] = field(default_factory=dict)
     """Requests whose memory is needed until their backward."""
     _requests: Iterator[int] = field(default_factory=lambda: count(1))
@@ -85,9 +94,9 @@ class Conductor:
     def ask(self, host: int, header: Header, ticket: Ticket, write: Callable[[Message], None]) -> None:
         """Send a request to a host; its answer goes to the ticket."""
         message = self._message(host, header, write)
-        self._tickets[(host, header.request)] = ticket
+        self._tickets[(host, header.request)] = (ticket, time.perf_counter())
         ticket.asked[host] = message.header
-        self.transport.send(host, message)
+        self._send(host, message)
 
     def ask_own(self, share: OwnShare) -> None:
         """Queue the own share; its answer goes to the ticket."""
@@ -100,8 +109,11 @@ class Conductor:
 
     # ---- running and waiting
 
-    def run(self, works: Iterable[Callable[[], None]], in_flight: int) -> None:
-        """Run each of `works` on a lane, at most `in_flight` at a time, and serve others meanwhile."""
+    def run(self, works: Iterable[Callable[[], None]], in_flight: int, phase: str = "forward") -> None:
+        """Run each of `works` on a lane, at most `in_flight` at a time, and serve others meanwhile.
+
+        The clock counts a lane's own work under `phase` until it goes over to another.
+        """
         queue = deque(enumerate(works))
         self._lanes, self._turn = [None] * min(in_flight, len(queue)), 0
         try:
@@ -109,7 +121,7 @@ class Conductor:
                 for place, lane in enumerate(self._lanes):
                     if lane is None and queue:
                         number, work = queue.popleft()
-                        self._lanes[place] = Lane(work, f"micro-batch {number}")
+                        self._lanes[place] = Lane(work, f"micro-batch {number}", phase)
                 self.work_once()
         except BaseException:
             for lane in filter(None, self._lanes):
@@ -118,27 +130,41 @@ class Conductor:
         finally:
             self._lanes = []
 
-    def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Serve others until `ready()`."""
-        while not ready():
-            self.work_once()
+    def wait_until(self, ready: Callable[[], bool], phase: str = "exchange_wait") -> None:
+        """Serve others until `ready()`; the clock counts under `phase` what is only waiting."""
+        self._waits_for = phase
+        try:
+            while not ready():
+                self.work_once()
+        finally:
+            self._waits_for = "exchange_wait"
+
+    def travelling(self) -> int:
+        """Micro-batches under way; any thread may ask."""
+        return sum(lane is not None for lane in self._lanes)
+
+    def enter(self, phase: str) -> None:
+        """The lane that has the turn goes over to this."""
+        assert self.lane is not None
+        self.lane.phase = phase
+        self.clock.turn(phase)
 
     def work_once(self) -> None:
         """Do one thing, the most urgent first; block only when there is nothing to do."""
         if self._take_arrivals(0.0):
             return  # what was waited for may have come
         if self._serve:
-            with self.clock.phase("host"):
+            with self.clock.phase("host_compute"):
                 self._answer(self._serve.popleft())
         elif self._resume_a_lane():
             pass
         elif self._own:
-            with self.clock.phase("host"):
+            with self.clock.phase("host_compute"):
                 self._answer_own(self._own.popleft())
         elif self._play_deferred():
             pass
         else:
-            with self.clock.phase("wait"):
+            with self.clock.phase(self._waits_for):
                 self._block()
 
     def carry_out(self, effects: Iterable[Effect]) -> None:
@@ -168,7 +194,7 @@ class Conductor:
                 buffer = self.transport.allocate(len(payload)) if payload else None
                 if buffer is not None:
                     buffer.view[: len(payload)] = payload
-                self.transport.send(peer, Message(header, buffer))
+                self._send(peer, Message(header, buffer))
 
     # ---- lanes
 
@@ -195,7 +221,7 @@ class Conductor:
         return False
 
     def _play_deferred(self) -> bool:
-        with self.clock.phase("host"):
+        with self.clock.phase("host_compute"):
             return self.host.deferred.play_one()
 
     # ---- arrivals
@@ -229,6 +255,10 @@ class Conductor:
         return True
 
     def _take(self, arrival: Arrival) -> None:
+        with self.clock.phase("other"):  # taking a message apart is no waiting
+            self._take_up(arrival)
+
+    def _take_up(self, arrival: Arrival) -> None:
         if arrival.failure is not None:
             needed = arrival.peer == self.me or not self.farewell.said_done(arrival.peer)
             if isinstance(arrival.failure, PeerLostError) and not needed:
@@ -269,9 +299,10 @@ class Conductor:
 
     def _take_answer(self, host: int, message: Message) -> None:
         header, peer = message.header, self.names[host]
-        ticket = self._tickets.pop((host, header.request), None)
-        if ticket is None:
+        found = self._tickets.pop((host, header.request), None)
+        if found is None:
             raise ProtocolError(f"{peer} answered request {header.request}, which is not open")
+        ticket, sent = found
         asked = ticket.asked.pop(host)
         if (REPLY_TO[asked.kind], asked.rows, asked.slots) != (header.kind, header.rows, header.slots):
             raise ProtocolError(
@@ -283,6 +314,7 @@ class Conductor:
         if header.kind is Kind.BACKWARD_REPLY:
             ticket.dweights[host] = self.codec.read_weight_gradients(message, peer)
         ticket.messages.append(message)
+        self.replies[host] = self.replies.get(host, Replies()) + Replies(time.perf_counter() - sent, 1)
 
     # ---- the host's work
 
@@ -311,7 +343,7 @@ class Conductor:
         self.transport.progress("host")
         self.carry_out(self.machine.served(peer, request))
         kind = REPLY_TO[message.header.kind]
-        self.transport.send(peer, self._message(self.me, replace(message.header, kind=kind), write))
+        self._send(peer, self._message(self.me, replace(message.header, kind=kind), write))
         if needed:
             self._held[key] = message
         else:
@@ -326,6 +358,10 @@ class Conductor:
             assert share.batch is not None
             share.ticket.rows[self.me], _ = self.host.forward(share.phase, key, share.batch)
         del share.ticket.asked[self.me]
+
+    def _send(self, peer: int, message: Message) -> None:
+        self.ledger.sent(peer, message.header)
+        self.transport.send(peer, message)
 
     def _message(self, host: int, header: Header, write: Callable[[Message], None]) -> Message:
         """A message with its payload written and the gaps zeroed; the transport zeroes the padding."""

@@ -187,7 +187,7 @@ class CoordinatorConfig(_Told):
     log_directory: str
     """`events.jsonl` goes here."""
     status_listen: str
-    """`host:port` of `/metrics`, `/healthz`, `/readyz` and `/status`; port 0 picks one."""
+    """`host:port` of `/metrics`, `/healthz`, `/readyz`, `/status` and `/report`; port 0 picks one."""
 
 
 class NodeConfig(_Told):
@@ -218,7 +218,7 @@ class NodeConfig(_Told):
     log_directory: str
     """`rounds.jsonl` and `events.jsonl` go here."""
     status_listen: str
-    """`host:port` of `/metrics`, `/healthz`, `/readyz` and `/status`; port 0 picks one."""
+    """`host:port` of `/metrics`, `/healthz`, `/readyz`, `/status` and `/report`; port 0 picks one."""
     termination_message: str | None
     """File for the last status, at most 4 KiB of JSON, written at the end (Kubernetes' termination log), or None."""
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pcmoe_node.ledger import Exposed
 from pcmoe_node.protocol.effects import Phase
 
 
@@ -72,6 +73,8 @@ class MicroBatch:
     layers: list[LayerCut] = field(default_factory=list)
     replaying: LayerCut | None = None
     """The layer whose forward is run a second time, for its graph only."""
+    exposed: Exposed | None = None
+    """Keeps account of which tokens each peer was shown."""
     ok: bool = True
     """False once a value of our own was not finite or out of bounds: then zeros travel, and the step is skipped."""
 
@@ -79,6 +82,11 @@ class MicroBatch:
     def layer(self) -> LayerCut:
         """The decoder layer that is being run."""
         return self.replaying or self.layers[-1]
+
+    @property
+    def shown(self) -> Exposed | None:
+        """Where to note what a peer is shown now; None: nobody keeps account, or zeros travel."""
+        return self.exposed if self.ok else None
 
     def run_layer(
         self, checkpointing: bool, run: Callable[..., Tensor], x_BSH: Tensor, args: tuple[object, ...]

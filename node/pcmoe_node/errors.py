@@ -13,6 +13,8 @@ Exit code 0 means that everybody has stored the last round. A node that is told 
 (SIGTERM) or 130 (SIGINT). `pcmoe run` and the operator tell what to restart by these numbers alone.
 """
 
+import traceback
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -84,3 +86,15 @@ def last_words(error: BaseException) -> NodeError:
     if isinstance(error, Exception):
         return NodeError(f"a fault: {type(error).__name__}")
     return PeerLostError("was told to stop")
+
+
+def places_of(error: BaseException) -> str:
+    """What went wrong and where, for a log: types, files, lines, innermost last. No message: it may quote data."""
+    told: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(told) < 5:  # causes of causes; more say nothing new
+        frames = traceback.extract_tb(cause.__traceback__)
+        where = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames]
+        told.append(" > ".join([type(cause).__name__, *where]))
+        cause = cause.__cause__ or cause.__context__
+    return "; because of ".join(told)

@@ -27,7 +27,7 @@ class _Cancelled(BaseException):
 class Lane:
     """Runs `work` on its own stack, in turns."""
 
-    def __init__(self, work: Callable[[], None], name: str) -> None:
+    def __init__(self, work: Callable[[], None], name: str, phase: str = "forward") -> None:
         self._work = work
         self._turn = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
@@ -35,7 +35,7 @@ class Lane:
         self._error: BaseException | None = None
         self.awaited: Awaited | None = None
         self.finished = False
-        self.phase = "forward"
+        self.phase = phase
         """What the lane does, for the clock."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

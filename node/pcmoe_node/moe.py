@@ -50,6 +50,20 @@ def experts_forward(module: nn.Module, x_TH: Tensor, ids_TK: Tensor, weights_TK:
 ALL_EXPERTS_FUNCTIONS.register("pcmoe", experts_forward)
 
 
+@dataclass(slots=True)
+class Share:
+    """Own rows, one per token and shared-out layer, of training and evaluation."""
+
+    rows: int = 0
+    remote: int = 0
+    """Those of which at least one slot went to a peer."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Remote ones among all; None where there was no row."""
+        return self.remote / self.rows if self.rows else None
+
+
 @dataclass(kw_only=True)
 class Owner:
     """The owner's side of the exchange for all layers."""
@@ -61,6 +75,8 @@ class Owner:
     """Of the view that the node is in."""
     running: dict[int, MicroBatch] = field(default_factory=dict)
     """The micro-batch of each lane."""
+    share: Share = field(default_factory=Share)
+    """Since somebody last began anew."""
 
     @property
     def tolerance(self) -> float:
@@ -118,7 +134,10 @@ class RemoteExperts:
             numbers = (micro_batch.step, micro_batch.number, self.layer, micro_batch.phase)
             order_T = secret_order(owner.secret, "rows", numbers, x_TH.shape[0])
             all_routes = routes(ids_TK, weights_TK, self.map, order_T, len(conductor.names))
-            call = Call(self, micro_batch, all_routes, x_TH, ids_TK.shape[1])
+            rows, top_k = ids_TK.shape
+            owner.share.rows += rows
+            owner.share.remote += rows - int((all_routes[conductor.me].counts_R == top_k).sum())
+            call = Call(self, micro_batch, all_routes, x_TH, top_k)
             call.forward()
             return call
 
@@ -141,7 +160,7 @@ class Call:
         """Dispatch, wait, combine."""
         x_TH, ticket = self.y_TH, Ticket(asked={})
         conductor, codec = self.experts.owner.conductor, self.experts.owner.conductor.codec
-        phase = self.micro_batch.phase
+        phase, exposed = self.micro_batch.phase, self.micro_batch.shown
         for host, route in self._hosts():
             if host == conductor.me:
                 batch = Batch(
@@ -155,6 +174,8 @@ class Call:
                 codec.gather_rows(message.payload, message.header, x_TH, route.rows_R)
                 codec.write_choices(message.payload, message.header, route)
 
+            if exposed is not None:
+                exposed.states(host, route.rows_R)
             conductor.ask(host, self._header(phase, route), ticket, write)
         self.experts.owner.wait(ticket)
         rows = [ticket.rows[host] for host in self.experts.hosts]
@@ -172,6 +193,7 @@ class Call:
         if self.micro_batch.ok and not codec.within_bounds(dy_TH):
             self.micro_batch.ok = False
             dy_TH = torch.zeros_like(dy_TH)
+        exposed = self.micro_batch.shown
         for host, route in self._hosts():
             dy_RH = sent[host] = gather_gradients(route, dy_TH)
             if host == conductor.me:
@@ -182,6 +204,8 @@ class Call:
                 assert message.payload is not None
                 codec.write_rows(message.payload, message.header, dy_RH)
 
+            if exposed is not None:
+                exposed.gradients(host, route.rows_R)
             conductor.ask(host, self._header(Phase.BACKWARD, route), ticket, write)
         self.experts.owner.wait(ticket)
         self._check_integrity(sent, ticket)

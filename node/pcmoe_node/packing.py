@@ -18,6 +18,7 @@ from torch import Tensor
 
 NO_LABEL = -100
 """Label of a position that predicts nothing; torch's cross-entropy leaves it out."""
+NO_DOCUMENT = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,8 @@ class Batch:
     """Already shifted: the id to be predicted *at* each position, or `NO_LABEL`."""
     positions_BS: Tensor
     """Position ids, from 0 in each segment."""
+    documents_BS: Tensor
+    """Number of the document that each token is of, `NO_DOCUMENT` where there is only filler. For the own ledger."""
 
     @property
     def tokens(self) -> int:
@@ -99,6 +102,7 @@ class Stream:
             batch.ids_BS[row, columns] = ids[:count]
             batch.labels_BS[row, columns.start : columns.start + len(ids) - 1] = ids[1:]
             batch.positions_BS[row, columns] = torch.arange(count)
+            batch.documents_BS[row, columns] = document
             written += count
             place += 1
         return written
@@ -111,4 +115,5 @@ def empty_batch(sequences: int, sequence_length: int, filler: int) -> Batch:
         ids_BS=torch.full(shape, filler, dtype=torch.int64),
         labels_BS=torch.full(shape, NO_LABEL, dtype=torch.int64),
         positions_BS=torch.arange(sequence_length).repeat(sequences, 1),
+        documents_BS=torch.full(shape, NO_DOCUMENT, dtype=torch.int64),
     )

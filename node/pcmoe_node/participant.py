@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -79,7 +80,9 @@ def stored_position(config: NodeConfig, checkpoints: Checkpoints) -> Position | 
     return position
 
 
-def assemble(config: NodeConfig, secret: bytes) -> Participant:
+def assemble(
+    config: NodeConfig, secret: bytes, build_model: Callable[[NodeConfig, torch.device], NodeModel] = build
+) -> Participant:
     """Build model, data and optimizer; `join` connects them to others."""
     if config.training.deterministic:
         torch.set_num_threads(1)
@@ -88,7 +91,7 @@ def assemble(config: NodeConfig, secret: bytes) -> Participant:
     device = choose_device(config)
     tokenizer = load_tokenizer(config.model.tokenizer, config.model.checkpoint)
     corpus = open_corpus(config.dataset, tokenizer, secret, config.training.sequence_length)
-    built = build(config, device)
+    built = build_model(config, device)
     vocabulary = int(built.model.config.vocab_size)  # type: ignore[union-attr,arg-type]
     if tokenizer.vocabulary_size > vocabulary:
         raise ConfigError(
@@ -188,6 +191,7 @@ def _conductor(node: Participant, transport: Transport, first_step: int) -> Cond
             rejoin_timeout=float(config.transport.rejoin_timeout_seconds),
         ),
         ordered=training.deterministic,
+        ledger=node.ledger,
     )
 
 

@@ -17,24 +17,43 @@ SLOW_PHASES = frozenset({"", "STARTING", "LOADING", "CONNECTING", "CHECKPOINT", 
 
 
 class Clock:
-    """Seconds per phase since the last `take`."""
+    """Seconds by what they were spent on, since the last `take`.
+
+    It always counts under exactly one name, the innermost, so that nothing is counted twice and all of it together is
+    the time that passed. What has no name is `other`. Of a node's threads only the one that has the turn may use it.
+    """
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._names = ["other"]
+        self._since = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside under `name`."""
-        start = time.perf_counter()
+        """Count the time inside under `name`, less what is counted further inside."""
+        self._charge()
+        self._names.append(name)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._charge()
+            self._names.pop()
+
+    def turn(self, name: str) -> None:
+        """From now on the innermost phase has this name."""
+        self._charge()
+        self._names[-1] = name
 
     def take(self) -> dict[str, float]:
         """The seconds counted, and start again."""
-        seconds, self.seconds = self.seconds, {}
+        self._charge()
+        seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def _charge(self) -> None:
+        now, name = time.perf_counter(), self._names[-1]
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._since
+        self._since = now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

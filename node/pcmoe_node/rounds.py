@@ -1,16 +1,21 @@
 """The round loop: steps, then an evaluation at its turn, then a stored round. The unit of progress and of recovery."""
 
 import logging
+import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 
+from pcmoe_node.accounts import Accounts
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.coordination.seat import Seat
-from pcmoe_node.exchange.base import Kind, Traffic
+from pcmoe_node.errors import ResourceError
+from pcmoe_node.exchange.base import Kind
 from pcmoe_node.gpu import GpuMeter
+from pcmoe_node.journal import Journal
+from pcmoe_node.ledger_book import Book
 from pcmoe_node.participant import position, tensors
 from pcmoe_node.protocol.round import evaluation_due
-from pcmoe_node.status import Journal, State, resident
+from pcmoe_node.status import State, resident
 from pcmoe_node.step import Participant, Tally, evaluate, run_step
 
 log = logging.getLogger("pcmoe")
@@ -23,20 +28,15 @@ class Run:
     node: Participant
     seat: Seat
     state: State
+    accounts: Accounts
     journal: Journal
+    book: Book
     checkpoints: Checkpoints
     baseline_rss: int
     """Resident bytes after imports, before anything was loaded."""
     gpu: GpuMeter | None = None
     tokens: int = 0
     """Supervised tokens trained on, over all runs."""
-    started: float = field(default_factory=time.monotonic)
-    before: dict[int, Traffic] = field(default_factory=dict)
-    """With each peer in this view, up to the last record."""
-    earlier: dict[int, Traffic] = field(default_factory=dict)
-    """With each peer in views before this one."""
-    reconnections: int = 0
-    """In views before this one."""
     standing: int | None = 0
     """The round whose end the weights in memory are; None: somewhere after it."""
 
@@ -58,6 +58,7 @@ def run_rounds(run: Run, first_round: int) -> None:
             run.standing = None
             decision = run_step(node, step)
             if not decision.apply:
+                run.state.steps_skipped += 1
                 log.warning("step %d was skipped by all: %s", step, decision.reason)
             _progress(run)
 
@@ -81,8 +82,14 @@ def _store(run: Run, round_number: int) -> None:
     run.state.phase = "CHECKPOINT"
     node.conductor.transport.progress("CHECKPOINT")
     run.tokens += node.tally.tokens
-    with node.conductor.clock.phase("checkpoint"):
-        run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
+    began = time.monotonic()
+    try:
+        with node.conductor.clock.phase("checkpoint"):
+            size = run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
+    except ResourceError:
+        run.state.checkpoint_failures += 1
+        raise
+    run.state.checkpoint_bytes, run.state.checkpoint_seconds = size, time.monotonic() - began
     run.standing = round_number
     run.seat.stored(run.checkpoints.rounds())
 
@@ -92,12 +99,12 @@ def _take_leave(run: Run) -> None:
     conductor, last = run.node.conductor, run.node.config.training.rounds
     run.state.phase = "COMMITTING"
     conductor.transport.progress("COMMITTING")
-    conductor.wait_until(lambda: run.seat.committed >= last or conductor.farewell.vouched)
+    conductor.wait_until(lambda: run.seat.committed >= last or conductor.farewell.vouched, "other")
     run.seat.commit(last)
     _remember_commit(run)
     if conductor.farewell.done():
         conductor.broadcast(Kind.DONE, conductor.machine.version)
-    conductor.wait_until(lambda: conductor.farewell.may_leave)
+    conductor.wait_until(lambda: conductor.farewell.may_leave, "other")
 
 
 def _remember_commit(run: Run) -> None:
@@ -105,7 +112,7 @@ def _remember_commit(run: Run) -> None:
     if run.seat.committed > run.checkpoints.membership.committed:
         run.checkpoints.remember(committed=run.seat.committed)
         run.seat.stored(run.checkpoints.rounds())
-        run.state.committed = run.seat.committed
+        run.state.committed, run.state.last_commit = run.seat.committed, time.time()
 
 
 def _evaluate(run: Run) -> float | None:
@@ -122,38 +129,46 @@ def _progress(run: Run) -> None:
     node.conductor.transport.progress("TRAINING")
     _remember_commit(run)
     state.step = node.conductor.machine.version
-    state.train_loss = node.tally.mean
     state.tokens = run.tokens + node.tally.tokens
-    state.traffic = _named(run, node.conductor.transport.traffic())
-    state.reconnections = run.reconnections + node.conductor.transport.reconnected
-    if run.gpu is not None:
-        state.gpu = run.gpu.read().by_kind()
+    _show_loss(run)
+    run.accounts.step(node.conductor, node.tally)
+
+
+def _show_loss(run: Run) -> None:
+    """That of the round before stays until this one has one: not everybody is an owner in every step."""
+    if run.node.tally.latest is not None:
+        run.state.train_loss = run.node.tally.latest
 
 
 def _record(run: Run, round_number: int, held_out: float | None) -> None:
     """One line of `rounds.jsonl`; the same figures in the log."""
-    node, state = run.node, run.state
-    now, traffic = time.monotonic(), node.conductor.transport.traffic()
-    seconds, tally = now - run.started, node.tally
+    node, state, tally = run.node, run.state, run.node.tally
     state.round, state.step, state.tokens = round_number, node.conductor.machine.version, run.tokens
-    state.tokens_per_second = tally.tokens / seconds if tally.tokens else None
-    if tally.mean is not None:
-        state.train_loss = tally.mean
-    state.traffic = _named(run, traffic)
+    _show_loss(run)
+    settled = run.accounts.settle(node, counts=round_number > 0)
+    state.tokens_per_second = tally.tokens / settled.seconds if tally.tokens else None
+    stored = round_number > 0
+    run.book.round(
+        round_number, node.ledger.take(), run.state.refused(), node.conductor.transport.presented()
+    )
     run.journal.round(
         {
             "round": round_number,
             "step": state.step,
             "time": time.time(),
-            "seconds": seconds,
-            "trainLoss": tally.mean,
-            "heldOutLoss": held_out,
+            "seconds": settled.seconds,
+            "trainLoss": _finite(tally.mean),
+            "heldOutLoss": _finite(held_out),
             "tokens": tally.tokens,
             "stepsApplied": tally.applied,
             "stepsSkipped": tally.skipped,
-            "secondsByPhase": node.conductor.clock.take(),
-            "traffic": _named_difference(run, traffic),
+            "secondsByPhase": settled.seconds_by_phase,
+            "traffic": settled.traffic,
+            "remoteTokenShare": settled.remote_share,
             "memory": _memory(run),
+            "gpus": 0 if run.gpu is None else 1,
+            "checkpointBytes": state.checkpoint_bytes if stored else None,
+            "checkpointSeconds": state.checkpoint_seconds if stored else None,
         }
     )
     log.info(
@@ -164,9 +179,9 @@ def _record(run: Run, round_number: int, held_out: float | None) -> None:
         _shown(tally.mean),
         _shown(held_out),
         tally.tokens,
-        seconds,
+        settled.seconds,
     )
-    run.started, run.before, node.tally = now, traffic, Tally()
+    node.tally = Tally()
 
 
 def _memory(run: Run) -> dict[str, object]:
@@ -184,36 +199,9 @@ def _memory(run: Run) -> dict[str, object]:
     }
 
 
-def leave_behind(run: Run) -> None:
-    """A view is over: its transport's counters go on in the next one's."""
-    transport = run.node.conductor.transport
-    run.reconnections += transport.reconnected
-    for peer, counters in transport.traffic().items():
-        run.earlier[peer] = run.earlier.get(peer, Traffic()) + counters
-
-
-def _named(run: Run, traffic: dict[int, Traffic]) -> dict[str, Traffic]:
-    """What was exchanged with each peer since this process started."""
-    return {
-        run.node.conductor.names[peer]: run.earlier.get(peer, Traffic()) + counters
-        for peer, counters in traffic.items()
-    }
-
-
-def _named_difference(run: Run, traffic: dict[int, Traffic]) -> dict[str, dict[str, int]]:
-    """What was exchanged with each peer since the last record, in the names of the journal."""
-    result = {}
-    for peer, counters in traffic.items():
-        before = asdict(run.before.get(peer, Traffic()))
-        result[run.node.conductor.names[peer]] = {
-            _camel(name): value - before[name] for name, value in asdict(counters).items()
-        }
-    return result
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+def _finite(loss: float | None) -> float | None:
+    """JSON has no NaN."""
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def _shown(loss: float | None) -> str:

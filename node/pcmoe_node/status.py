@@ -1,15 +1,14 @@
-"""What a process shows of itself: `/status`, `/healthz`, `/readyz`, `/metrics`, and lines of rounds and events on disk.
+"""What a process shows of itself over HTTP: `/status`, `/healthz`, `/readyz`, `/metrics`, and `/report`, its journal.
 
-HTTP GET only. No value that comes from a record, a token or a tensor of one is ever shown, and no expert counts.
+GET only. No value that comes from a record, a token or a tensor of one is ever shown, and no expert counts.
 """
 
 import json
 import logging
+import math
 import resource
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -17,51 +16,32 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from pcmoe_node.errors import ConfigError, ResourceError
-from pcmoe_node.exchange.base import Traffic
+from pcmoe_node.figures import Figures
+from pcmoe_node.metrics import of_node
 
 log = logging.getLogger("pcmoe")
 
-NOT_READY = ("LOADING", "WAITING", "CONNECTING", "FAILED")
+JSON, TEXT = "application/json", "text/plain"
+Answer = tuple[int, str, bytes]
+"""Code, content type, body."""
 TERMINATION_BYTES = 4096
 """Kubernetes keeps no more of a termination message."""
 
 
-@dataclass(slots=True)
-class State:
-    """The figures of `/status`; written by the run, read by the server."""
+class State(Figures):
+    """A node's figures as what it shows."""
 
-    participant: str
-    rounds: int
-    steps: int
-    peers: int
-    phase: str = "LOADING"
-    view: int = 0
-    committed: int = 0
-    waiting_for: str | None = None
-    """Who keeps the view from forming, for people; None while this node is in one."""
-    views_lost: int = 0
-    """Times that this node was in a view and had to leave it."""
-    reconnections: int = 0
-    """Connections within a view that took the place of one that broke."""
-    round: int = 0
-    step: int = 0
-    train_loss: float | None = None
-    held_out_loss: float | None = None
-    tokens: int = 0
-    tokens_per_second: float | None = None
-    peers_connected: int = 0
-    tensor_bytes: int = 0
-    gpu: Mapping[str, int] = field(default_factory=dict)
-    """GPU memory in bytes by kind: allocated, reserved (torch), used, total (the whole device); empty without one."""
-    traffic: Mapping[str, Traffic] = field(default_factory=dict)
-    error: str | None = None
+    __slots__ = ()
 
     def as_json(self) -> dict[str, object]:
-        """The object that `/status` returns."""
+        """The object that `/status` returns. JSON has no NaN: such a loss is null, and named in `notFinite`."""
+        losses = {"trainLoss": self.train_loss, "heldOutLoss": self.held_out_loss}
+        unfit = [key for key, loss in losses.items() if loss is not None and not math.isfinite(loss)]
+        gpu = self.gpu()
         return {
             "participant": self.participant,
             "phase": self.phase,
@@ -74,55 +54,26 @@ class State:
             "rounds": self.rounds,
             "step": self.step,
             "steps": self.steps,
-            "trainLoss": self.train_loss,
-            "heldOutLoss": self.held_out_loss,
+            **losses,
+            **dict.fromkeys(unfit),
+            "notFinite": unfit,
             "tokens": self.tokens,
             "tokensPerSecond": self.tokens_per_second,
             "bytesSent": sum(t.bytes_sent for t in self.traffic.values()),
             "bytesReceived": sum(t.bytes_received for t in self.traffic.values()),
             "peersConnected": self.peers_connected,
             "peers": self.peers,
-            "memory": {**resident(), "tensorBytes": self.tensor_bytes, "gpuBytes": dict(self.gpu) or None},
+            "memory": {
+                **resident(),
+                "tensorBytes": self.tensor_bytes,
+                "gpuBytes": None if gpu is None else gpu.by_kind(),
+            },
             "error": self.error,
         }
 
-    @property
-    def ready(self) -> bool:
-        """Whether this node is in a view."""
-        return self.phase not in NOT_READY
-
     def metrics(self) -> Iterator[Metric]:
         """Every metric of the node, once."""
-        yield GaugeMetricFamily("pcmoe_round", "Rounds finished.", self.round)
-        yield GaugeMetricFamily("pcmoe_committed_round", "Newest round that everybody holds.", self.committed)
-        yield GaugeMetricFamily("pcmoe_view", "Number of the view; rises with every loss.", self.view)
-        yield CounterMetricFamily("pcmoe_views_lost", "Views that had to be left.", self.views_lost)
-        yield CounterMetricFamily("pcmoe_reconnections", "Connections made anew.", self.reconnections)
-        yield GaugeMetricFamily("pcmoe_step", "Steps decided.", self.step)
-        if self.train_loss is not None:
-            help_text = "Mean training loss per token of the last finished round, own data."
-            yield GaugeMetricFamily("pcmoe_train_loss", help_text, self.train_loss)
-        if self.held_out_loss is not None:
-            help_text = "Mean loss per token on held-out documents, own data."
-            yield GaugeMetricFamily("pcmoe_held_out_loss", help_text, self.held_out_loss)
-        yield CounterMetricFamily("pcmoe_tokens", "Supervised tokens trained on.", self.tokens)
-        yield GaugeMetricFamily("pcmoe_peers_connected", "Peers connected.", self.peers_connected)
-        sent = CounterMetricFamily("pcmoe_bytes_sent", "Bytes sent, padding included.", labels=["peer"])
-        received = CounterMetricFamily(
-            "pcmoe_bytes_received", "Bytes received, padding included.", labels=["peer"]
-        )
-        for peer, traffic in self.traffic.items():
-            sent.add_metric([peer], traffic.bytes_sent)
-            received.add_metric([peer], traffic.bytes_received)
-        yield from (sent, received)
-        memory = GaugeMetricFamily("pcmoe_memory_bytes", "Memory by kind.", labels=["kind"])
-        now = resident()
-        memory.add_metric(["rss"], now["rssBytes"])
-        memory.add_metric(["rss_peak"], now["peakRssBytes"])
-        memory.add_metric(["tensors"], self.tensor_bytes)
-        for kind, count in self.gpu.items():
-            memory.add_metric([f"gpu_{kind}"], count)
-        yield memory
+        return of_node(self, resident())
 
 
 def resident() -> dict[str, int]:
@@ -164,23 +115,24 @@ class Page(Protocol):
 class StatusServer:
     """Serves one process's page on its own thread and registry."""
 
-    def __init__(self, listen: str, page: Page) -> None:
+    def __init__(self, listen: str, page: Page, report: Callable[[], bytes]) -> None:
+        """`report` makes what `/report` answers, JSON."""
         host, _, port = listen.rpartition(":")
         registry = CollectorRegistry()
         registry.register(_Metrics(page))
 
+        paths: dict[str, Callable[[], Answer]] = {
+            "/status": lambda: (200, JSON, json.dumps(page.as_json()).encode()),
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
+            "/report": lambda: (200, JSON, report()),
+            "/healthz": lambda: (200, TEXT, b"ok\n"),
+            "/readyz": lambda: (200 if page.ready else 503, TEXT, f"{page.phase}\n".encode()),
+        }
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                if self.path == "/status":
-                    self._reply(200, "application/json", json.dumps(page.as_json()).encode())
-                elif self.path == "/metrics":
-                    self._reply(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-                elif self.path == "/healthz":
-                    self._reply(200, "text/plain", b"ok\n")
-                elif self.path == "/readyz":
-                    self._reply(200 if page.ready else 503, "text/plain", f"{page.phase}\n".encode())
-                else:
-                    self._reply(404, "text/plain", b"/status, /metrics, /healthz or /readyz\n")
+                answer = paths.get(self.path, lambda: (404, TEXT, f"{', '.join(paths)}\n".encode()))
+                self._reply(*answer())
 
             def _reply(self, code: int, content_type: str, body: bytes) -> None:
                 self.send_response(code)
@@ -222,48 +174,6 @@ class _Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric of the process, once."""
         return self._page.metrics()
-
-
-class Journal:
-    """`rounds.jsonl` and `events.jsonl` of one node: append-only, one JSON object per line."""
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"{directory}: can't be used for logs: {error.strerror}") from error
-        self._directory = directory
-        for name in ("rounds.jsonl", "events.jsonl"):
-            self._mend(directory / name)
-
-    def _mend(self, path: Path) -> None:
-        """Take away a last line that a killed process left half written: what follows would make it a wrong one."""
-        try:
-            with open(path, "r+b") as file:
-                whole = file.read()
-                file.truncate(whole.rfind(b"\n") + 1)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise ResourceError(f"{path}: can't be used: {error.strerror}") from error
-
-    def round(self, record: Mapping[str, object]) -> None:
-        """A finished round."""
-        self._append("rounds.jsonl", record)
-
-    def event(self, kind: str, message: str) -> None:
-        """Something people may want to know later. That it can't be written is no reason to end a run."""
-        try:
-            self._append("events.jsonl", {"time": time.time(), "kind": kind, "message": message})
-        except ResourceError as error:
-            log.warning("event %s (%s) is not written down: %s", kind, message, error)
-
-    def _append(self, name: str, record: Mapping[str, object]) -> None:
-        try:
-            with open(self._directory / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise ResourceError(f"{self._directory / name}: can't be written: {error.strerror}") from error
 
 
 def write_termination(path: str | None, page: Page, exit_code: int) -> None:

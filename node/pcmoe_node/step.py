@@ -12,6 +12,7 @@ from pcmoe_node.config import NodeConfig
 from pcmoe_node.cut import MicroBatch, auxiliary_loss, sum_loss
 from pcmoe_node.data import Corpus
 from pcmoe_node.errors import DivergedError
+from pcmoe_node.ledger import Ledger
 from pcmoe_node.model import NodeModel
 from pcmoe_node.moe import Owner
 from pcmoe_node.optimizer import ParameterSet
@@ -25,18 +26,25 @@ MAX_OVERFLOWS = 10
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over the own micro-batches since the last `take`."""
+    """Sums over the own micro-batches of a round so far, or of an evaluation."""
 
     loss: float = 0.0
     """Cross-entropy, summed over supervised tokens."""
     tokens: int = 0
     applied: int = 0
     skipped: int = 0
+    overflowed: bool = False
+    """The own numbers of the last step were not finite or beyond bounds: it has no loss."""
 
     @property
     def mean(self) -> float | None:
-        """Loss per supervised token; None where there was none, or where it isn't finite."""
-        return self.loss / self.tokens if self.tokens and math.isfinite(self.loss) else None
+        """Loss per supervised token of all that had one; None where there was none."""
+        return self.loss / self.tokens if self.tokens else None
+
+    @property
+    def latest(self) -> float | None:
+        """The mean, but NaN while the own numbers overflow."""
+        return math.nan if self.overflowed else self.mean
 
 
 @dataclass(kw_only=True)
@@ -53,6 +61,8 @@ class Participant:
     auxiliary: Callable[..., Tensor] | None
     conductor: Conductor = field(init=False)
     """Of the view that the node is in."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """What is handed to peers, in any view."""
     tally: Tally = field(default_factory=Tally)
     overflows: int = 0
     """Steps in a row in which the own numbers overflowed."""
@@ -83,11 +93,12 @@ def run_step(node: Participant, step: int) -> Decision:
         _count_overflow(node, step, ok, is_owner=False)
         conductor.carry_out(machine.owner_done(tokens, ok))
 
-    conductor.wait_until(lambda: conductor.vote_due is not None)
-    finite = _vote(node)
+    conductor.wait_until(lambda: conductor.vote_due is not None, "vote")
+    with conductor.clock.phase("vote"):
+        finite = _vote(node)
     if ok:
         _count_overflow(node, step, finite, is_owner=is_owner)
-    conductor.wait_until(lambda: conductor.decision is not None)
+    conductor.wait_until(lambda: conductor.decision is not None, "vote")
     decision = conductor.decision
     assert decision is not None
     with conductor.clock.phase("optimizer"):
@@ -101,7 +112,7 @@ def run_step(node: Participant, step: int) -> Decision:
 
 
 def evaluate(node: Participant) -> float | None:
-    """Mean loss per token on the own held-out documents, at the version everybody has reached."""
+    """Mean loss per token on the own held-out documents, at the version everybody has reached; NaN: it overflowed."""
     training = node.config.training
     version = node.conductor.machine.version
     batches = node.corpus.held_out_batches(training.evaluation_sequences, training.sequences_per_micro_batch)
@@ -109,7 +120,7 @@ def evaluate(node: Participant) -> float | None:
 
     def work(number: int, batch: Batch) -> None:
         micro_batch = MicroBatch(Phase.EVALUATE, version, number)
-        with torch.no_grad(), _Running(node, micro_batch, "evaluation"):
+        with torch.no_grad(), _Running(node, micro_batch, batch):
             # Other lanes add to the same tally while this one waits: compute first, then add.
             loss = float(sum_loss(_logits(node, batch), batch.labels_BS.to(node.device)))
             result.loss += loss if micro_batch.ok else math.nan
@@ -118,7 +129,7 @@ def evaluate(node: Participant) -> float | None:
     works = [lambda n=number, b=batch: work(n, b) for number, batch in enumerate(batches)]
     node.built.model.eval()
     try:
-        node.conductor.run(works, training.in_flight)
+        node.conductor.run(works, training.in_flight, "evaluation")
     finally:
         node.built.model.train()  # also when somebody was lost: the same model trains on in the next view
     return result.mean
@@ -136,10 +147,11 @@ def _train_micro_batches(node: Participant, step: int) -> tuple[int, bool]:
             for number in range(training.micro_batches_per_step)
         ]
     done: list[MicroBatch] = []
+    node.tally.overflowed = False
 
     def work(number: int, batch: Batch) -> None:
         micro_batch = MicroBatch(Phase.FORWARD, step, number)
-        with _Running(node, micro_batch, "forward"):
+        with _Running(node, micro_batch, batch):
             _train_micro_batch(node, micro_batch, batch)
         done.append(micro_batch)
 
@@ -172,13 +184,12 @@ def _train_micro_batch(node: Participant, micro_batch: MicroBatch, batch: Batch)
         total = loss + coefficient * auxiliary_loss(micro_batch.layers, node.auxiliary, node.built.top_k)
     value = float(loss.detach())
     micro_batch.ok = micro_batch.ok and math.isfinite(float(total.detach()))
+    node.tally.overflowed |= not micro_batch.ok
+    node.conductor.enter("backward")
     if micro_batch.ok:
         node.tally.loss += value
         node.tally.tokens += batch.tokens
         total.backward()  # type: ignore[no-untyped-call]
-    lane = node.conductor.lane
-    assert lane is not None
-    lane.phase = "backward"
     micro_batch.backward()
 
 
@@ -194,19 +205,19 @@ def _logits(node: Participant, batch: Batch) -> Tensor:
 
 
 class _Running:
-    """Ties a micro-batch to the lane it runs on, so that the hook finds it."""
+    """Ties a micro-batch to the lane it runs on, so that the hook finds it, and opens its account in the ledger."""
 
-    def __init__(self, node: Participant, micro_batch: MicroBatch, phase: str) -> None:
-        self._owner, self._micro_batch, self._phase = node.owner, micro_batch, phase
+    def __init__(self, node: Participant, micro_batch: MicroBatch, batch: Batch) -> None:
+        self._owner, self._micro_batch = node.owner, micro_batch
+        self._exposed = node.ledger.open(batch, held_out=micro_batch.phase is Phase.EVALUATE)
+        micro_batch.exposed = self._exposed
 
     def __enter__(self) -> None:
-        lane = self._owner.conductor.lane
-        assert lane is not None
-        lane.phase = self._phase
-        self._key = id(lane)
+        self._key = id(self._owner.conductor.lane)
         self._owner.running[self._key] = self._micro_batch
 
     def __exit__(self, *_: object) -> None:
+        self._exposed.close()
         del self._owner.running[self._key]
 
 
@@ -216,7 +227,7 @@ def _vote(node: Participant) -> bool:
     assert due is not None
     squared_norm = 0.0
     if not due.skipped:
-        with node.conductor.clock.phase("host"):
+        with node.conductor.clock.phase("host_compute"):
             node.conductor.host.deferred.play_all()
             squared_norm = node.experts.squared_norm() / due.tokens**2
     finite = math.isfinite(squared_norm) and not node.conductor.host.overflowed

@@ -8,12 +8,14 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from pcmoe_node.coordination.place import Place
 from pcmoe_node.errors import PeerLostError, last_words
+from pcmoe_node.exchange.base import Reach, Transport
 from pcmoe_node.participant import assemble, join, restore
 from pcmoe_node.protocol.membership import View
-from pcmoe_node.rounds import Run, leave_behind, run_rounds
+from pcmoe_node.rounds import Run, run_rounds
 from pcmoe_node.watchdog import Watchdog
 
 log = logging.getLogger("pcmoe")
@@ -75,7 +77,9 @@ def _live_through(run: Run, place: Place, view: View, deadline: float, connected
     _enter(run, view)
     transport = place.transport(view)
     join(run.node, transport, _step_of(run, view.round))
-    run.before, run.started = {}, time.monotonic()
+    run.accounts.begin(run.node)
+    state.reach = partial(_reach, transport, run.node.conductor.names)
+    state.travelling = run.node.conductor.travelling
     try:
         run.seat.inside(transport.interrupt)
         state.phase = "CONNECTING"
@@ -86,19 +90,41 @@ def _live_through(run: Run, place: Place, view: View, deadline: float, connected
         place.progress("TRAINING")
         log.info("view %d stands; going on after round %d of %d", view.number, view.round, state.rounds)
         run.journal.event("ViewEntered", f"view {view.number} begins after round {view.round}")
+        corpus = run.node.corpus
+        run.book.entered(
+            view,
+            transport.presented(),
+            {
+                "fingerprint": corpus.fingerprint,
+                "documents": corpus.training_documents,
+                "heldOut": corpus.held_out_documents,
+            },
+        )
         with Watchdog(transport, run.node.conductor.patience, 2.0 * config.transport.peer_timeout_seconds):
             run_rounds(run, view.round)
         run.checkpoints.finish(config.training.rounds)
         run.seat.finish()
+        _close_account(run, transport, None)
         state.phase = "DONE"
         transport.close()
     except BaseException as error:
         state.peers_connected = 0
-        leave_behind(run)
+        run.accounts.leave(run.node.conductor)
+        _close_account(run, transport, error)
         transport.abort(last_words(error))
         raise
     finally:
         run.seat.inside(None)
+        state.leave_view()
+
+
+def _close_account(run: Run, transport: Transport, error: BaseException | None) -> None:
+    """Write down what left after the last stored round of the view."""
+    run.book.left(run.node.ledger.take(), run.state.refused(), transport.presented(), error)
+
+
+def _reach(transport: Transport, names: tuple[str, ...]) -> dict[str, Reach]:
+    return {names[peer]: reach for peer, reach in transport.reach().items()}
 
 
 def _enter(run: Run, view: View) -> None:

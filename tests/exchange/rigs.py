@@ -20,8 +20,8 @@ from pcmoe_node.exchange.limits import Limits
 from pcmoe_node.exchange.local import Hook, LocalNetwork, LocalTransport
 from pcmoe_node.exchange.tls import TlsTransport
 from pcmoe_node.identity import Credentials
+from pcmoe_node.journal import Journal
 from pcmoe_node.protocol.membership import View
-from pcmoe_node.status import Journal
 from pcmoe_operator.pki import KeyPair, identity_of, issue_leaf, write_participant
 
 NAMES = ("amsterdam", "berlin", "lyon", "porto", "riga", "turku", "vienna", "zagreb")

@@ -209,7 +209,7 @@ def test_a_process_whose_folder_another_one_has_taken_writes_nothing_more(tmp_pa
     older.claim("1" * 32)
     older.check_owner()
     newer.claim("2" * 32)
-    writes: list[Callable[[], None]] = [
+    writes: list[Callable[[], object]] = [
         lambda: older.save(position_of(2), tensors_of(2)),
         lambda: older.remember(view=9),
         lambda: older.drop_after(0),

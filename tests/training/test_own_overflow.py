@@ -1,5 +1,6 @@
 """An overflow of one's own skips the step for all, is never sent, and ends the run when it doesn't stop."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,8 @@ def test_a_learning_rate_that_blows_everything_up_ends_everywhere_as_diverged(
     assert all(isinstance(error, DivergedError) for error in errors), errors
 
 
-def test_a_held_out_loss_that_is_not_finite_is_none(tmp_path: Path) -> None:
-    """NaN is no JSON: `/status` and the journal must stay readable."""
+def test_a_held_out_loss_of_numbers_that_overflow_is_no_number(tmp_path: Path) -> None:
+    """Metrics show it as such; `/status` and the journal have no NaN, and say null."""
     found: dict[int, float | None] = {}
 
     def prepare(index: int, node: Participant) -> None:
@@ -258,5 +259,5 @@ def test_a_held_out_loss_that_is_not_finite_is_none(tmp_path: Path) -> None:
         dataset={"held_out_percent": 10},
     )
     run_steps(configs, steps=1, hook=all_finite, prepare=prepare)
-    assert found[BERLIN] is None
-    assert found[0] is not None
+    assert math.isnan(found[BERLIN] or 0.0)
+    assert math.isfinite(found[0] or math.nan)

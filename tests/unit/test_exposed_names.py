@@ -270,14 +270,14 @@ def test_a_line_of_a_log_has_no_fields_but_time_level_and_sentence() -> None:
             for form in words_of(call):
                 formats += 1
                 assert unexplained(re.findall(r"%\((\w+)\)", form), LOG_FIELDS, "a log") == []
-    assert formats == 3, "node, coordinator and operator"
+    assert formats == 5, "node, coordinator, operator, a baseline, the measured leak"
     for path, call in log_calls():
         extra = [keyword.arg for keyword in call.keywords if keyword.arg not in ("exc_info",)]
         assert unexplained(map(str, extra), LOG_FIELDS, f"a log in {path.name}") == []
 
 
-LOGGED_SIZES = re.compile(r"documents for training with|one tensor per expert|the dataset has changed")
-"""Sentences about sizes of the own corpus, the form of a file, and an order of data that begins anew."""
+LOGGED_SIZES = re.compile(r"documents for training with|one tensor per expert|the dataset has changed|experts per")
+"""About sizes of the own corpus, the form of a file, an order of data that begins anew, a baseline's own shape."""
 
 
 def test_no_line_of_a_log_is_about_texts_tokens_positions_or_experts() -> None:

@@ -1,12 +1,10 @@
-"""What a node shows of itself over HTTP, and what it writes down once a round."""
+"""What a node shows of itself over HTTP."""
 
 import http.client
 import json
-import math
 import re
 import socket
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pcmoe_node.errors import ConfigError, ResourceError
 from pcmoe_node.exchange.base import Traffic
-from pcmoe_node.status import Journal, State, StatusServer, write_termination
+from pcmoe_node.figures import GpuFigures
+from pcmoe_node.status import State, StatusServer, write_termination
 
 STATUS_KEYS = {
     "participant",
@@ -30,6 +29,7 @@ STATUS_KEYS = {
     "steps",
     "trainLoss",
     "heldOutLoss",
+    "notFinite",
     "tokens",
     "tokensPerSecond",
     "bytesSent",
@@ -39,21 +39,7 @@ STATUS_KEYS = {
     "memory",
     "error",
 }
-METRICS = {
-    "pcmoe_round",
-    "pcmoe_committed_round",
-    "pcmoe_view",
-    "pcmoe_views_lost",
-    "pcmoe_reconnections",
-    "pcmoe_step",
-    "pcmoe_train_loss",
-    "pcmoe_held_out_loss",
-    "pcmoe_tokens",
-    "pcmoe_peers_connected",
-    "pcmoe_bytes_sent",
-    "pcmoe_bytes_received",
-    "pcmoe_memory_bytes",
-}
+REPORT = b'{"participant": "berlin", "rounds": [], "events": [], "truncated": false}'
 
 
 @pytest.fixture
@@ -63,7 +49,7 @@ def state() -> State:
 
 @pytest.fixture
 def server(state: State) -> Iterator[StatusServer]:
-    server = StatusServer("127.0.0.1:0", state)
+    server = StatusServer("127.0.0.1:0", state, lambda: REPORT)
     yield server
     server.close()
 
@@ -112,6 +98,7 @@ def test_status_shows_the_state_as_json(server: StatusServer, state: State) -> N
         "steps": 500,
         "trainLoss": 2.5,
         "heldOutLoss": 2.75,
+        "notFinite": [],
         "tokens": 153_600,
         "tokensPerSecond": 812.5,
         "bytesSent": 15,
@@ -122,38 +109,43 @@ def test_status_shows_the_state_as_json(server: StatusServer, state: State) -> N
     }
 
 
-def test_metrics_are_read_by_a_prometheus_parser(server: StatusServer, state: State) -> None:
+def test_a_status_says_null_for_what_is_not_known_yet(server: StatusServer) -> None:
+    shown = json.loads(get(server, "/status")[2])
+    assert shown["trainLoss"] is None and shown["heldOutLoss"] is None and shown["notFinite"] == []
+    assert shown["tokensPerSecond"] is None and shown["bytesSent"] == 0
+    assert shown["memory"]["gpuBytes"] is None
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
+def test_a_status_stays_json_when_a_loss_is_no_number_and_says_which(
+    server: StatusServer, state: State, loss: float
+) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    state.train_loss, state.held_out_loss = loss, 2.5
+    shown = json.loads(get(server, "/status")[2], parse_constant=refuse)
+    assert (shown["trainLoss"], shown["heldOutLoss"], shown["notFinite"]) == (None, 2.5, ["trainLoss"])
+
+
+def test_a_status_shows_the_gpus_memory_where_there_is_one(server: StatusServer, state: State) -> None:
+    figures = GpuFigures(state="ok", torch_allocated=5, torch_reserved=6, torch_peak=7, memory_used=8)
+    state.gpu = lambda: figures
+    shown = json.loads(get(server, "/status")[2])["memory"]["gpuBytes"]
+    assert shown == {"allocated": 5, "reserved": 6, "used": 8}
+
+
+def test_metrics_are_served_as_prometheus_reads_them(server: StatusServer, state: State) -> None:
     train(state)
     code, kind, body = get(server, "/metrics")
     assert code == 200 and kind.startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(body)}
-    assert set(families) == METRICS
-    assert all(family.documentation for family in families.values())
-    samples = {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in families.values()
-        for sample in family.samples
-    }
-    assert samples["pcmoe_round", ()] == 3 and samples["pcmoe_step", ()] == 77
-    assert samples["pcmoe_view", ()] == 4 and samples["pcmoe_committed_round", ()] == 2
-    assert samples["pcmoe_views_lost_total", ()] == 3 and samples["pcmoe_reconnections_total", ()] == 7
-    assert samples["pcmoe_train_loss", ()] == 2.5 and samples["pcmoe_held_out_loss", ()] == 2.75
-    assert samples["pcmoe_tokens_total", ()] == 153_600
-    assert samples["pcmoe_bytes_sent_total", (("peer", "lyon"),)] == 10
-    assert samples["pcmoe_bytes_received_total", (("peer", "porto"),)] == 6
-    assert samples["pcmoe_memory_bytes", (("kind", "tensors"),)] == 4096
-    assert families["pcmoe_tokens"].type == "counter" and families["pcmoe_round"].type == "gauge"
-    assert all(math.isfinite(value) for value in samples.values())
+    assert families["pcmoe_node_round"].samples[0].value == 3
+    assert {name.startswith("pcmoe_node_") for name in families} == {True}
 
 
-def test_what_is_not_known_yet_is_left_out_of_the_metrics_and_null_in_the_status(
-    server: StatusServer,
-) -> None:
-    names = {family.name for family in text_string_to_metric_families(get(server, "/metrics")[2])}
-    assert names == METRICS - {"pcmoe_train_loss", "pcmoe_held_out_loss"}
-    shown = json.loads(get(server, "/status")[2])
-    assert shown["trainLoss"] is None and shown["heldOutLoss"] is None
-    assert shown["tokensPerSecond"] is None and shown["bytesSent"] == 0
+def test_a_report_is_served_as_it_is_made(server: StatusServer) -> None:
+    assert get(server, "/report") == (200, "application/json", REPORT.decode())
 
 
 @pytest.mark.parametrize(
@@ -177,7 +169,9 @@ def test_a_node_is_ready_once_it_is_connected_and_alive_from_the_start(
     assert get(server, "/healthz")[::2] == (200, "ok\n")
 
 
-@pytest.mark.parametrize("path", ["/", "/status/", "/status?all", "/metrics/experts", "/../etc/passwd"])
+@pytest.mark.parametrize(
+    "path", ["/", "/status/", "/status?all", "/report/1", "/metrics/experts", "/../etc/passwd"]
+)
 def test_any_other_path_is_not_found(server: StatusServer, path: str) -> None:
     assert get(server, path)[0] == 404
 
@@ -192,19 +186,9 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(server: StatusServer) -
         assert get(server, "/healthz")[0] == 200
 
 
-def test_nothing_about_experts_is_shown(server: StatusServer, state: State) -> None:
-    """Counts of experts or of tokens per expert would say what the data is about."""
-    train(state)
-    shown = get(server, "/status")[2] + get(server, "/metrics")[2]
-    assert not re.search("expert|rout|slot|layer", shown, re.IGNORECASE)
-    labels = set(re.findall(r'(\w+)="', get(server, "/metrics")[2]))
-    assert labels == {"peer", "kind"}
-    assert not [f.name for f in fields(State) if re.search("expert|rout|slot", f.name)]
-
-
 def test_a_port_in_use_is_a_resource_error_naming_it(server: StatusServer, state: State) -> None:
     with pytest.raises(ResourceError) as caught:
-        StatusServer(f"127.0.0.1:{server.port}", state)
+        StatusServer(f"127.0.0.1:{server.port}", state, lambda: REPORT)
     expected = f"status_listen: 127.0.0.1:{server.port} can't be listened on: Address already in use"
     assert str(caught.value) == expected
 
@@ -212,55 +196,15 @@ def test_a_port_in_use_is_a_resource_error_naming_it(server: StatusServer, state
 @pytest.mark.parametrize("listen", ["localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999"])
 def test_an_address_that_is_none_is_a_configuration_error(listen: str, state: State) -> None:
     with pytest.raises(ConfigError, match=f"status_listen: {re.escape(listen)} must be host:port"):
-        StatusServer(listen, state)
+        StatusServer(listen, state, lambda: REPORT)
 
 
 def test_the_port_is_free_again_once_the_server_is_closed(state: State) -> None:
-    first = StatusServer("127.0.0.1:0", state)
+    first = StatusServer("127.0.0.1:0", state, lambda: REPORT)
     first.close()
-    again = StatusServer(f"127.0.0.1:{first.port}", state)
+    again = StatusServer(f"127.0.0.1:{first.port}", state, lambda: REPORT)
     assert again.port == first.port
     again.close()
-
-
-def test_the_journal_appends_one_object_per_line(tmp_path: Path) -> None:
-    for number in (1, 2):
-        journal = Journal(tmp_path / "log")
-        journal.round({"round": number, "trainLoss": None})
-        journal.event("Failed", "berlin\nfell silent")
-    rounds = (tmp_path / "log" / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in rounds] == [
-        {"round": 1, "trainLoss": None},
-        {"round": 2, "trainLoss": None},
-    ]
-    events = (tmp_path / "log" / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["message"] for line in events] == ["berlin\nfell silent"] * 2
-
-
-def test_a_journal_that_cannot_be_written_is_a_resource_error_naming_it(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    (tmp_path / "rounds.jsonl").mkdir()
-    with pytest.raises(ResourceError, match=r"rounds\.jsonl: can't be written: Is a directory"):
-        journal.round({"round": 1})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"file: .*File exists"):
-        Journal(tmp_path / "file")
-
-
-def test_a_line_that_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:
-    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n{"rou')
-    Journal(tmp_path).round({"round": 2})
-    lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
-
-
-def test_an_event_that_can_not_be_written_is_no_reason_to_end_a_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    journal = Journal(tmp_path)
-    (tmp_path / "events.jsonl").mkdir()
-    journal.event("ViewLeft", "berlin is lost")
-    assert "event ViewLeft (berlin is lost) is not written down" in caplog.text
 
 
 def test_the_last_status_is_left_where_kubernetes_shows_it_and_is_never_too_long(tmp_path: Path) -> None:

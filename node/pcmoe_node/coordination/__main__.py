@@ -10,7 +10,8 @@ from pathlib import Path
 from pcmoe_node.config import CoordinatorConfig
 from pcmoe_node.coordination.server import CoordinatorServer
 from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError
-from pcmoe_node.status import Journal, StatusServer
+from pcmoe_node.journal import Journal
+from pcmoe_node.status import StatusServer
 
 log = logging.getLogger("pcmoe")
 
@@ -45,9 +46,10 @@ def _run(path: Path) -> int:
         signal.signal(number, stop)
     try:
         config = CoordinatorConfig.load(path)
-        coordinator = CoordinatorServer(config, Journal(Path(config.log_directory)))
+        journal, name = Journal(Path(config.log_directory)), config.coordinator.name
+        coordinator = CoordinatorServer(config, journal)
         try:
-            status = StatusServer(config.status_listen, coordinator.page)
+            status = StatusServer(config.status_listen, coordinator.page, lambda: journal.report(name))
             log.info("listening on %s", config.identity.listen)
             while not told.wait(LOOK_SECONDS) and not coordinator.ending:
                 pass

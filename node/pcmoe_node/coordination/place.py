@@ -1,6 +1,6 @@
 """The seam between a node and the rest of the consortium: a seat at the coordinator's table, a transport per view."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from pcmoe_node.coordination.seat import Seat
@@ -22,6 +22,12 @@ class Place(Protocol):
 
     def progress(self, phase: str) -> None:
         """What this node does, for people who look at the coordinator."""
+
+    def refused(self) -> Mapping[str, int]:
+        """Connections turned down by this process, by reason; any thread may ask."""
+
+    def certificate_ends(self) -> float | None:
+        """When the certificate in use expires, Unix seconds; None: there is none. Any thread may ask."""
 
     def close(self) -> None:
         """Say the last words to the coordinator and leave."""

@@ -7,13 +7,11 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from dataclasses import dataclass
 
 from pcmoe_node.config import CoordinatorConfig
 from pcmoe_node.coordination.channels import Channels
+from pcmoe_node.coordination.page import CoordinatorPage, Shown
 from pcmoe_node.coordination.words import notice_message, read_report
 from pcmoe_node.errors import ConfigError
 from pcmoe_node.exchange import wire
@@ -23,8 +21,8 @@ from pcmoe_node.exchange.tls.door import Door
 from pcmoe_node.exchange.tls.handshake import NotAdmittedError, Refusal, Side, Welcomed, answer
 from pcmoe_node.exchange.tls.transport import HANDSHAKE_SECONDS
 from pcmoe_node.identity import Credentials
+from pcmoe_node.journal import Journal
 from pcmoe_node.protocol.coordinator import Coordinator, Tell
-from pcmoe_node.status import Journal
 
 log = logging.getLogger("pcmoe")
 
@@ -39,53 +37,6 @@ class Guest:
     phase: str = "STARTING"
     before: Connection | None = None
     """The one whose place it took: its node closes it, so that there is no moment without one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What the coordinator shows; replaced as a whole."""
-
-    state: str = "FORMING"
-    view: int = 0
-    round: int = 0
-    reason: str = ""
-    error: str | None = None
-    members: tuple[Mapping[str, object], ...] = ()
-
-
-class CoordinatorPage:
-    """`/status` and `/metrics` of the coordinator."""
-
-    def __init__(self) -> None:
-        self.shown = Shown()
-
-    def as_json(self) -> dict[str, object]:
-        """The object that `/status` returns."""
-        return asdict(self.shown)
-
-    @property
-    def phase(self) -> str:
-        """The state of the consortium."""
-        return self.shown.state
-
-    @property
-    def ready(self) -> bool:
-        """It serves; whether a view stands is another matter."""
-        return True
-
-    def metrics(self) -> Iterator[Metric]:
-        """Every metric of the coordinator, once."""
-        shown = self.shown
-        yield GaugeMetricFamily(
-            "pcmoe_coordinator_view", "Number of the view that stands; 0: none.", shown.view
-        )
-        yield GaugeMetricFamily("pcmoe_coordinator_round", "Newest committed round.", shown.round)
-        connected = GaugeMetricFamily(
-            "pcmoe_coordinator_connected", "Whether a participant has a session.", labels=["participant"]
-        )
-        for member in shown.members:
-            connected.add_metric([str(member["name"])], float(bool(member["connected"])))
-        yield connected
 
 
 class CoordinatorServer(Channels):
@@ -108,6 +59,7 @@ class CoordinatorServer(Channels):
             (*config.participants, config.coordinator),
             config.identity.certificate_directory,
         )
+        self.page.certificate_ends = lambda: self.credentials.identity.ends.timestamp()
         self._side = Side(
             credentials=self.credentials,
             hello=_hello(config),
@@ -136,6 +88,7 @@ class CoordinatorServer(Channels):
         try:
             return answer(sock, self._side, lambda _peer, _hello: Refusal.CLOSING if self.ending else 0)
         except NotAdmittedError as refusal:
+            self.page.refusals.count(refusal)
             claimed = "someone" if refusal.claimed is None else self._names[refusal.claimed]
             text = wire.printable(str(refusal.error))
             log.warning("turned down %s: %s", claimed, text)
@@ -220,10 +173,12 @@ class CoordinatorServer(Channels):
 
     def _tell_people(self, before: Shown, now: Shown) -> None:
         if now.view != before.view and now.view:
+            self.page.views += 1
             self._say("ViewFormed", f"view {now.view} stands")
         elif now.view != before.view:
             self._say("ViewOver", f"view {before.view} is over: {now.reason}")
         if now.round > before.round:
+            self.page.last_commit = time.time()
             self._say("Committed", f"round {now.round} is committed")
         if now.error is not None and now.error != before.error:
             self._say("Failed", now.error)

@@ -16,6 +16,7 @@ from pcmoe_node.exchange.tls import TlsTransport
 from pcmoe_node.exchange.tls.connection import Connection
 from pcmoe_node.exchange.tls.dialer import Dialer
 from pcmoe_node.exchange.tls.handshake import Side, Welcomed
+from pcmoe_node.exchange.tls.refusals import Refusals
 from pcmoe_node.exchange.tls.transport import HANDSHAKE_SECONDS
 from pcmoe_node.exchange.wire import Hello
 from pcmoe_node.identity import Credentials
@@ -160,6 +161,7 @@ class TlsPlace:
             config.identity.certificate_directory,
         )
         self._session: Session | None = None
+        self._refusals = Refusals()
 
     def sit_down(self, member: Callable[[str], Member]) -> Seat:
         """Begin to look for the coordinator, now and for as long as this node lives."""
@@ -171,12 +173,20 @@ class TlsPlace:
 
     def transport(self, view: View) -> TlsTransport:
         """What carries messages within a view."""
-        return TlsTransport(self._config, view, self.credentials)
+        return TlsTransport(self._config, view, self.credentials, self._refusals)
 
     def progress(self, phase: str) -> None:
         """What the coordinator is told of this node."""
         if self._session is not None:
             self._session.progress(phase)
+
+    def refused(self) -> dict[str, int]:
+        """Connections turned down in any view, by reason."""
+        return self._refusals.counts()
+
+    def certificate_ends(self) -> float | None:
+        """When the certificate in use expires."""
+        return self.credentials.identity.ends.timestamp()
 
     def close(self) -> None:
         """Leave the coordinator."""

@@ -88,6 +88,14 @@ class LocalPlace:
     def progress(self, phase: str) -> None:
         """Nobody asks."""
 
+    def refused(self) -> dict[str, int]:
+        """There is no door."""
+        return {}
+
+    def certificate_ends(self) -> float | None:
+        """Nobody needs one."""
+        return None
+
     def close(self) -> None:
         """Leave the table."""
         self._table.rise(self._index, self.incarnation)

@@ -153,6 +153,26 @@ class Pulse:
     """Participants that the peer waits for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How a peer is reached now."""
+
+    up: bool
+    """All its connections stand."""
+    round_trip: float | None = None
+    """Seconds, as the kernel has it; None where it doesn't tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """How a peer has proved who it is: SHA-256 of certificates, hex."""
+
+    leaf: str
+    """Of its newest connection."""
+    authorities: str
+    """Those that may sign for it, as the agreement lists them; more than one: separated by ", "."""
+
+
 class Transport(Protocol):
     """Carries messages between the members of one view, each once and in order per pair and lane.
 
@@ -186,8 +206,14 @@ class Transport(Protocol):
     def pulse(self) -> Pulse:
         """The same of this node itself."""
 
+    def reach(self) -> dict[int, Reach]:
+        """How every peer is reached; answers at once."""
+
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""
+
+    def presented(self) -> dict[int, Presented]:
+        """The certificates of every peer that has shown one."""
 
     @property
     def reconnected(self) -> int:

@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import NodeError, PeerLostError, ProtocolError
-from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Arrival, Buffer, Message, Pulse, Traffic
+from pcmoe_node.exchange.base import (
+    DROPPED_AFTER_GOODBYE,
+    Arrival,
+    Buffer,
+    Message,
+    Presented,
+    Pulse,
+    Reach,
+    Traffic,
+)
 from pcmoe_node.exchange.buffers import BufferPool
 from pcmoe_node.exchange.inbox import Counters, Inbox, relayed, seal
 from pcmoe_node.exchange.limits import Limits
@@ -135,9 +144,20 @@ class LocalTransport:
             waiting=self._waiting,
         )
 
+    def reach(self) -> dict[int, Reach]:
+        """Whoever has not ended is there."""
+        here = not self._closed
+        return {
+            other.index: Reach(here and not other.pulse().left) for other in self._network.others(self.index)
+        }
+
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters."""
         return self._counters.copy()
+
+    def presented(self) -> dict[int, Presented]:
+        """Nobody needs a certificate here."""
+        return {}
 
     @property
     def reconnected(self) -> int:

@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "manifest_commands",
     "run": "run_commands",
     "report": "run_commands",
+    "exposure": "exposure_commands",
     "agreement": "manifest_commands",
     "status": "cluster_commands",
     "watch": "cluster_commands",

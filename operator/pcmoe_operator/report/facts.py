@@ -19,6 +19,7 @@ def facts_of(consortium: Consortium, gathered: Gathered) -> RunFacts:
         names=consortium.names,
         rounds_planned=consortium.agreement.training.rounds,
         rounds={name: part.rounds for name, part in gathered.parts.items()},
+        exposures={name: part.exposure for name, part in gathered.parts.items() if part.exposure is not None},
         left_out=_left_out(gathered),
         elsewhere=gathered.elsewhere,
         held=gathered.held,

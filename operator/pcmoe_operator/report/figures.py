@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pcmoe_operator.report.exposure import Exposure, share
 from pcmoe_operator.report.parts import Part
 from pcmoe_operator.report.read import Round
 from pcmoe_operator.report.timeline import Happening
@@ -63,6 +64,8 @@ class RunFacts:
     rounds_planned: int
     rounds: Mapping[str, Sequence[Round]]
     """Of each participant whose part is there."""
+    exposures: Mapping[str, Exposure]
+    """The ledgers that lie here, by participant."""
     left_out: Mapping[str, str]
     """What is missing of a participant that runs here, and why."""
     elsewhere: Sequence[str]
@@ -96,6 +99,7 @@ def figures_of(facts: RunFacts) -> Figures:
         "loss": {name: _loss(facts.rounds[name]) for name in here},
         "memory": _memory(facts, here),
         "traffic": _traffic(facts.rounds, names),
+        "exposure": {name: _exposure(facts.exposures[name]) for name in sorted(facts.exposures)},
         "time": {name: _time(facts.rounds[name]) for name in here},
         "gpuHours": _gpu_hours(facts, here),
         "machines": {name: _machine(facts.rounds[name]) for name in here},
@@ -251,6 +255,27 @@ def _traffic(rounds: Mapping[str, Sequence[Round]], names: Sequence[str]) -> Fig
         },
         "totalBytes": total,
         "bytesPerTrainedToken": round(total / tokens, 1) if tokens and len(rounds) == len(names) else None,
+    }
+
+
+def _exposure(exposure: Exposure) -> Figures:
+    """Sums of a participant's ledger; `pcmoe exposure` tells all of it."""
+    return {
+        "documents": exposure.documents,
+        "roundsAgain": exposure.again,
+        "openViews": len(exposure.open_views),
+        "refusedFrames": exposure.refused_frames,
+        "peers": {
+            name: {
+                "tokensPercent": share(peer.tokens, exposure.tokens),
+                "nextTokensPercent": share(peer.targets, exposure.targets),
+                "heldOutPercent": share(peer.held_out, exposure.held_out),
+                "documentsSeen": len(peer.documents),
+                "bytesAsked": sum(peer.asked.values()),
+                "bytesAnswered": sum(peer.answered.values()),
+            }
+            for name, peer in sorted(exposure.peers.items())
+        },
     }
 
 

@@ -8,6 +8,7 @@ from pcmoe_operator.report.charts import Line, Scale, legend, line_chart, stacke
 from pcmoe_operator.report.figures import Figures
 from pcmoe_operator.report.html import Html, definitions, table
 from pcmoe_operator.report.page_events import events_of
+from pcmoe_operator.report.page_exposure import exposure_of
 from pcmoe_operator.report.style import STYLE
 from pcmoe_operator.units import duration, loss, size
 
@@ -17,7 +18,19 @@ UNKNOWN = Html('<span class="soft">unknown</span>')
 def page_of(figures: Figures) -> str:
     """The whole page."""
     title = f"{figures['title']}: training report"
-    sections = (_head, _gaps, _tiles, _losses, _memory, _traffic, _time, _machines, events_of, _settings)
+    sections = (
+        _head,
+        _gaps,
+        _tiles,
+        _losses,
+        _memory,
+        _traffic,
+        exposure_of,
+        _time,
+        _machines,
+        events_of,
+        _settings,
+    )
     body = "\n".join(section(figures) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

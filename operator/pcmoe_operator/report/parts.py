@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pcmoe_operator.errors import UsageError
+from pcmoe_operator.report.exposure import Exposure, exposure_in
 from pcmoe_operator.report.read import Round, read_lines, rounds_of
 from pcmoe_operator.report.timeline import Happening, happenings_of
 
@@ -29,6 +30,8 @@ class Part:
 
     rounds: Sequence[Round]
     events: Sequence[Happening] = ()
+    exposure: Exposure | None = None
+    """Its ledger, added up; only where that lies on this machine: no pod tells it."""
     truncated: bool = False
     """Whether older lines were left out, because there are too many."""
 
@@ -39,6 +42,7 @@ def part_in(folder: Path, participant: str) -> Part:
     return Part(
         rounds=rounds_of(read_lines(rounds), str(rounds)),
         events=happenings_of(read_lines(events), participant, str(events)),
+        exposure=exposure_in(folder, participant),
     )
 
 

@@ -146,7 +146,7 @@ def _round(given: dict[str, Any]) -> Round:
         tokens=count(given, "tokens"),
         steps_skipped=count(given, "stepsSkipped"),
         seconds_by_phase=_by_kind(given, "secondsByPhase", seconds),
-        traffic={peer: _traffic(moved) for peer, moved in _few(given, "traffic").items()},
+        traffic={peer: _traffic(moved) for peer, moved in few(given, "traffic").items()},
         memory=_memory(given["memory"]),
         gpus=_optional(given, "gpus", count),
         checkpoint_bytes=_optional(given, "checkpointBytes", count),
@@ -175,7 +175,7 @@ def _optional(
     return None if given.get(key) is None else read(given, key)
 
 
-def _few(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def few(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """An object with not too many keys, each of them a short word."""
     found = given[key]
     if not isinstance(found, dict) or len(found) > MAX_KINDS:
@@ -188,7 +188,7 @@ def _few(given: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _by_kind(
     given: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any], str], Read]
 ) -> dict[str, Read]:
-    found = _few(given, key)
+    found = few(given, key)
     return {kind: read(found, kind) for kind in found}
 
 

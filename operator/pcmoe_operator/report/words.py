@@ -84,6 +84,12 @@ SENT_AND_KEPT = (
         "Its losses",
     ),
 )
+EXPOSURE = (
+    "By each participant's own ledger, over the whole run: the share of its tokens whose hidden state a partner got at "
+    "one layer or more, the share of next tokens whose gradient it got, and the documents of which it saw anything. "
+    "Bytes about own data are hidden states and gradients with all that goes with them; bytes in answer are what the "
+    "own experts made of the partner's. `pcmoe exposure DIR` tells more."
+)
 WARNING_LEAD = "Hidden states and gradients are text-equivalent to whoever receives them:"
 WARNING = (
     "much of the text can be recovered from them. TLS keeps them from everybody else on the network, not "

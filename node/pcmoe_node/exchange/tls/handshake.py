@@ -23,6 +23,7 @@ from pcmoe_node.exchange import wire
 from pcmoe_node.exchange.base import Kind
 from pcmoe_node.exchange.tls.difference import difference
 from pcmoe_node.exchange.tls.frames import DRAIN_SECONDS, hang_up, read_frame, write_frame
+from pcmoe_node.exchange.tls.tap import socket_class
 from pcmoe_node.identity import ALPN, Credentials, Identity, fingerprint, presented
 
 CONNECT_SECONDS = 3.0
@@ -78,6 +79,8 @@ class Welcomed:
     """When the earlier of both certificates ends (monotonic)."""
     generation: int
     """Of our own certificate (`Credentials`)."""
+    leaf: str
+    """SHA-256 of the peer's certificate, hex."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +156,7 @@ def dial(side: Side, call: Call, hold: Callable[[socket.socket], None]) -> Welco
             received=answered.received,
             expires=_expiry(identity, leaf),
             generation=generation,
+            leaf=fingerprint(leaf),
         )
     except ssl.SSLCertVerificationError as error:
         failure = _explained(side, peer, sock, error)
@@ -178,6 +182,7 @@ def _wrapped(raw: socket.socket, context: ssl.SSLContext, server_name: str | Non
     """TLS over a connected socket, its handshake still to do; closes the socket when it can't be."""
     try:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context.sslsocket_class = socket_class()
         return context.wrap_socket(
             raw,
             server_side=server_name is None,
@@ -222,14 +227,16 @@ def answer(raw: socket.socket, side: Side, admit: Admit) -> Welcomed:
     try:
         sock.settimeout(side.timeout)
         hello, peer = _receive(sock, side, admit)
+        leaf = sock.getpeercert(binary_form=True) or b""
         return Welcomed(
             sock=sock,
             peer=peer,
             number=hello.connection,
             incarnation=hello.incarnation,
             received=hello.received,
-            expires=_expiry(identity, sock.getpeercert(binary_form=True) or b""),
+            expires=_expiry(identity, leaf),
             generation=generation,
+            leaf=fingerprint(leaf),
         )
     except NotAdmittedError as refusal:
         if refusal.code is not None:

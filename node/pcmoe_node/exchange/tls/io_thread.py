@@ -9,7 +9,7 @@ import time
 
 from pcmoe_node.errors import NodeError, PeerLostError, ProtocolError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import Kind, Message, Pulse
+from pcmoe_node.exchange.base import Kind, Message, Pulse, Reach
 from pcmoe_node.exchange.tls.connection import Connection
 from pcmoe_node.exchange.tls.handshake import Welcomed
 from pcmoe_node.exchange.tls.link import Link
@@ -23,6 +23,7 @@ from pcmoe_node.exchange.tls.peers import (
     left_too_early,
 )
 from pcmoe_node.exchange.tls.reception import Reception
+from pcmoe_node.exchange.tls.tcp_info import least_round_trip
 
 GRACE_SECONDS = 1.0
 """How long the reason (an ABORT on the control connection) may come after an untimely goodbye."""
@@ -117,6 +118,10 @@ class IoThread:
             for index, peer in self.peers.items()
         }
 
+    def reach(self) -> dict[int, Reach]:
+        """How each peer is reached now."""
+        return {index: peer.reach for index, peer in self.peers.items()}
+
     def pulse(self) -> Pulse:
         """What our own beats say."""
         counter, phase = self._progress
@@ -151,6 +156,7 @@ class IoThread:
         peer.connections[link.number] = connection
         peer.heard = now = time.monotonic()
         peer.attempt = ""
+        peer.leaf = welcomed.leaf
         peer.redial[link.number] = now + max(1.0, (connection.expires - now) / 2)
         self.reconnected += self.opened
         self._loop.add(connection)
@@ -254,6 +260,7 @@ class IoThread:
         for peer in self.peers.values():
             if peer.over:
                 continue
+            peer.round_trip = least_round_trip(c.sock for c in peer.connections.values())
             self._look_at(peer, now)
             if beat and not peer.over:
                 self._beat(peer)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from pcmoe_node.errors import NodeError
+from pcmoe_node.errors import NodeError, places_of
 from pcmoe_node.exchange.tls.connection import Connection, Turn
 from pcmoe_node.exchange.tls.waker import Waker
 
@@ -130,7 +130,7 @@ class Loop:
             while not self._finished:
                 self._turn()
         except Exception as error:
-            log.exception("the I/O thread failed")
+            log.error("the I/O thread failed: %s", places_of(error))
             self._handler.crashed(error)
         finally:
             self._handler.ended()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pcmoe_node.errors import NodeError, PeerLostError
 from pcmoe_node.exchange import wire
-from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Buffer, Header, Kind, Message
+from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Buffer, Header, Kind, Message, Reach
 from pcmoe_node.exchange.buffers import BufferPool
 from pcmoe_node.exchange.inbox import Counters, Inbox
 from pcmoe_node.exchange.limits import Limits
@@ -26,6 +26,8 @@ class Peer:
     """By number of the link."""
     redial: dict[int, float] = field(default_factory=dict)
     """By number of the link: from when on (monotonic) its connection is to be replaced."""
+    leaf: str = ""
+    """SHA-256 of the certificate of its newest connection, hex."""
     heard: float = 0.0
     """When its last byte came (monotonic)."""
     counter: int = -1
@@ -33,6 +35,8 @@ class Peer:
     waiting: frozenset[int] = frozenset()
     moved: float = 0.0
     """When its counter last rose."""
+    round_trip: float | None = None
+    """Seconds to it and back, as TCP has it."""
     trouble: str = ""
     """How its last connection broke, for people."""
     attempt: str = ""
@@ -49,6 +53,12 @@ class Peer:
         """There is something for it that may not be dropped."""
         kinds = [message.header.kind for link in self.links for message in link.pending]
         return any(kind not in DROPPED_AFTER_GOODBYE for kind in kinds)
+
+    @property
+    def reach(self) -> Reach:
+        """How it is reached now."""
+        up = self.missing is None and not (self.left or self.over)
+        return Reach(up, self.round_trip if up else None)
 
     @property
     def missing(self) -> int | None:

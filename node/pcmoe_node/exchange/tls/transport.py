@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import ConfigError, IdentityError, NodeError, PeerLostError
-from pcmoe_node.exchange.base import DROPPED_AFTER_GOODBYE, Arrival, Buffer, Kind, Message, Pulse, Traffic
+from pcmoe_node.exchange.base import (
+    DROPPED_AFTER_GOODBYE,
+    Arrival,
+    Buffer,
+    Kind,
+    Message,
+    Presented,
+    Pulse,
+    Reach,
+    Traffic,
+)
 from pcmoe_node.exchange.buffers import BufferPool
 from pcmoe_node.exchange.inbox import Counters, Inbox, seal
 from pcmoe_node.exchange.limits import Limits
@@ -17,6 +27,7 @@ from pcmoe_node.exchange.tls.door import Door
 from pcmoe_node.exchange.tls.handshake import NotAdmittedError, Refusal, Side, Welcomed, answer
 from pcmoe_node.exchange.tls.io_thread import IoThread
 from pcmoe_node.exchange.tls.peers import CONTROL, Parts, abort_message, left_too_early
+from pcmoe_node.exchange.tls.refusals import Refusals
 from pcmoe_node.exchange.wire import Hello, printable
 from pcmoe_node.identity import Credentials
 from pcmoe_node.protocol.membership import View
@@ -40,8 +51,11 @@ class _Turned:
 class TlsTransport:
     """One node's connections to the other members of a view; see `base.Transport`. All of it is mutual TLS."""
 
-    def __init__(self, config: NodeConfig, view: View, credentials: Credentials) -> None:
-        """Compute limits; connects nothing. Raises `ConfigError`."""
+    def __init__(
+        self, config: NodeConfig, view: View, credentials: Credentials, refusals: Refusals | None = None
+    ) -> None:
+        """Compute limits; connects nothing. Raises `ConfigError`. `refusals` counts who is turned down."""
+        self._refusals = refusals or Refusals()
         self._config = config
         self._view = view
         self._credentials = credentials
@@ -129,6 +143,7 @@ class TlsTransport:
         try:
             return answer(sock, self._side, self._admit)
         except NotAdmittedError as refusal:
+            self._refusals.count(refusal)
             self._note_refusal(refusal)
             return None
 
@@ -217,6 +232,10 @@ class TlsTransport:
         """What is known of each peer's progress."""
         return self._io.pulses() if self._io is not None else {}
 
+    def reach(self) -> dict[int, Reach]:
+        """How every peer is reached now."""
+        return self._io.reach() if self._io is not None else {}
+
     def pulse(self) -> Pulse:
         """What our own beats say."""
         if self._io is None:
@@ -226,6 +245,13 @@ class TlsTransport:
     def traffic(self) -> dict[int, Traffic]:
         """A copy of the counters, per peer."""
         return self._counters.copy()
+
+    def presented(self) -> dict[int, Presented]:
+        """The certificates of every peer that has connected."""
+        identity, peers = self._credentials.identity, self._io.peers if self._io is not None else {}
+        return {
+            index: Presented(peer.leaf, identity.trusted(index)) for index, peer in peers.items() if peer.leaf
+        }
 
     @property
     def reconnected(self) -> int:
