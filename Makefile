@@ -83,10 +83,8 @@ check: $(READY) cluster ## Lint, format, types, import rules, the chart
 soak: $(READY) ## Run the long tests (minutes to hours)
 	$(BIN)/python -m pytest -q -m soak --timeout 0 $(PYTEST_ARGS)
 
-bench: $(READY) ## Measure exchange and recovery; prints JSON (use an idle machine)
-	$(BIN)/python benchmarks/exchange.py
-	$(BIN)/python benchmarks/latency.py
-	$(BIN)/python benchmarks/recovery.py
+bench: $(READY) cluster ## Measure everything; prints JSON (an idle machine, half an hour)
+	for each in exchange latency recovery scrape status operator_scale; do $(BIN)/python benchmarks/$$each.py; done
 
 clean: ## Remove what was built and cached; .venv and runs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,8 +1,12 @@
 """Peers that send what they must not, or nothing: the right error, naming the peer, in time."""
 
+import gc
 import socket
+import ssl
+import struct
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +21,7 @@ from pcmoe_node.config import NodeConfig
 from pcmoe_node.errors import DivergedError, IdentityError, NodeError, PeerLostError, ProtocolError
 from pcmoe_node.exchange import wire
 from pcmoe_node.exchange.base import Header, Kind, WireDtype
+from pcmoe_node.exchange.tls.wrapping import wrapped
 
 SHORT = {"peer_timeout_seconds": 1, "connections": 1}
 PATIENT = {"peer_timeout_seconds": 8, "connections": 1}
@@ -324,3 +329,17 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     taken = socket.create_server(("127.0.0.1", int(listen.rpartition(":")[2])))
     with taken, Opening(configs[1]) as opening:
         assert f"identity.listen: {listen}: can't listen there" in str(opening.outcome())
+
+
+def test_one_that_resets_before_tls_begins_leaves_no_socket_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname(), timeout=5)
+        theirs, _ = server.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        with warnings.catch_warnings(record=True) as left_open:
+            warnings.simplefilter("always", ResourceWarning)
+            with pytest.raises(OSError, match="reset"):
+                wrapped(ours, ssl.create_default_context(), "amsterdam")
+            gc.collect()
+    assert [str(each.message) for each in left_open] == []

@@ -276,7 +276,9 @@ def test_a_line_of_a_log_has_no_fields_but_time_level_and_sentence() -> None:
         assert unexplained(map(str, extra), LOG_FIELDS, f"a log in {path.name}") == []
 
 
-LOGGED_SIZES = re.compile(r"documents for training with|one tensor per expert|the dataset has changed|experts per")
+LOGGED_SIZES = re.compile(
+    r"documents for training with|one tensor per expert|the dataset has changed|experts per"
+)
 """About sizes of the own corpus, the form of a file, an order of data that begins anew, a baseline's own shape."""
 
 

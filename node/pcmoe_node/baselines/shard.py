@@ -57,9 +57,7 @@ def _narrow(layer: nn.Module, number: int, mine: Sequence[int]) -> None:
     router.num_experts = len(mine)  # type: ignore[assignment]
     wanted = int(router.top_k)  # type: ignore[arg-type]
     if wanted > len(mine):
-        log.info(
-            "layer %d: %d experts per token instead of %d: no more are here", number, len(mine), wanted
-        )
+        log.info("layer %d: %d experts per token instead of %d: no more are here", number, len(mine), wanted)
         router.top_k = len(mine)  # type: ignore[assignment]
 
 

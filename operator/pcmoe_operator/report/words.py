@@ -92,7 +92,7 @@ EXPOSURE = (
 )
 WARNING_LEAD = "Hidden states and gradients are text-equivalent to whoever receives them:"
 WARNING = (
-    "much of the text can be recovered from them. TLS keeps them from everybody else on the network, not "
+    "nearly all of the text behind them can be recovered. TLS keeps them from everybody else on the network, not "
     "from the partner who hosts the expert. Train this way with partners to whom you would show the text, "
     "but may not hand over the records or the model. A partner that returns plausible wrong numbers is "
     "not detected."

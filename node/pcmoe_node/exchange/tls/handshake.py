@@ -23,7 +23,7 @@ from pcmoe_node.exchange import wire
 from pcmoe_node.exchange.base import Kind
 from pcmoe_node.exchange.tls.difference import difference
 from pcmoe_node.exchange.tls.frames import DRAIN_SECONDS, hang_up, read_frame, write_frame
-from pcmoe_node.exchange.tls.tap import socket_class
+from pcmoe_node.exchange.tls.wrapping import wrapped
 from pcmoe_node.identity import ALPN, Credentials, Identity, fingerprint, presented
 
 CONNECT_SECONDS = 3.0
@@ -137,7 +137,7 @@ def dial(side: Side, call: Call, hold: Callable[[socket.socket], None]) -> Welco
     except OSError as error:
         raise TryAgainError(f"{endpoint}: {error.strerror or error}") from None
     try:
-        sock = _wrapped(raw, identity.client_context(peer), identity.server_name(peer))
+        sock = wrapped(raw, identity.client_context(peer), identity.server_name(peer))
     except OSError as error:
         raise TryAgainError(f"{endpoint}: {error.strerror or error}") from None
     try:
@@ -178,23 +178,6 @@ def dial(side: Side, call: Call, hold: Callable[[socket.socket], None]) -> Welco
         raise
 
 
-def _wrapped(raw: socket.socket, context: ssl.SSLContext, server_name: str | None) -> ssl.SSLSocket:
-    """TLS over a connected socket, its handshake still to do; closes the socket when it can't be."""
-    try:
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context.sslsocket_class = socket_class()
-        return context.wrap_socket(
-            raw,
-            server_side=server_name is None,
-            server_hostname=server_name,
-            do_handshake_on_connect=False,
-            suppress_ragged_eofs=False,
-        )
-    except OSError:
-        raw.close()
-        raise
-
-
 def _introduce(sock: ssl.SSLSocket, side: Side, call: Call) -> wire.Welcome:
     name = side.identity.names[call.peer]
     deadline = time.monotonic() + side.timeout
@@ -220,7 +203,7 @@ def answer(raw: socket.socket, side: Side, admit: Admit) -> Welcomed:
     """Take an accepted connection to WELCOME. Raises `NotAdmittedError`; the socket is then closed."""
     identity, generation = side.credentials.current()
     try:
-        sock = _wrapped(raw, identity.server_context(), None)
+        sock = wrapped(raw, identity.server_context(), None)
     except OSError as error:
         failure = IdentityError(f"handshake: {_reason(error)}")
         raise NotAdmittedError(failure, code=None, claimed=None, verified=False) from None
