@@ -26,7 +26,9 @@ from tests.integration.operating import NAMES, Operated, operated
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "from pcmoe_operator.cli import main; main()"
-SECONDS = 40.0
+SECONDS = 90.0
+"""Long enough for controllers and fake kubelets to find back to an API server that was started anew."""
+pytestmark = pytest.mark.timeout(300)
 
 
 class Here(Operated):

@@ -28,11 +28,16 @@ def facts_from(
 
     async def main() -> RunFacts:
         # As Ctrl-C does by itself: what is under way is cancelled, which deletes pods.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with reach(context, namespace) as access:
             return await gather(access, name, make_pods=make_pods, tell=tell)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 async def gather(access: Access, name: str, *, make_pods: bool, tell: Tell) -> RunFacts:
