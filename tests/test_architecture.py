@@ -52,14 +52,14 @@ def test_what_needs_no_torch_imports_none(module: str) -> None:
 
 
 def test_no_module_is_longer_than_its_budget() -> None:
-    lengths = {name(path): len(path.read_text().splitlines()) for path in sources("operator", "node")}
+    lengths = {name(path): len(path.read_text().splitlines()) for path in sources(*SOURCE_FOLDERS)}
     assert {path: lines for path, lines in lengths.items() if lines > MODULE_LINES} == {}
 
 
 def test_no_function_is_longer_than_its_budget() -> None:
     long = {
         f"{name(path)}:{function.lineno} {function.name}": lines
-        for path in sources("operator", "node")
+        for path in sources(*SOURCE_FOLDERS)
         for function in functions(path)
         if (lines := (function.end_lineno or 0) - function.lineno + 1) > FUNCTION_LINES
     }

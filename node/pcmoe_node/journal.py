@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pcmoe_node.errors import ResourceError
@@ -77,24 +77,34 @@ def append(path: Path, record: Mapping[str, object], mode: int = 0o666) -> None:
         raise ResourceError(f"{path}: can't be written: {error.strerror}") from error
 
 
+def newest_lines(path: Path, limit: int) -> Iterator[bytes]:
+    """The last whole lines of a file that fit in `limit` bytes; none of one that isn't there. Raises `OSError`."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - limit))
+        if size > limit:
+            file.readline()
+        # Whoever writes beside us may be in the middle of the last line.
+        yield from (line for line in file if line.endswith(b"\n"))
+
+
 def _newest(path: Path) -> tuple[list[bytes], bool]:
-    """The newest whole lines of a file, and whether that is all of it. One that is no JSON object is left out.
+    """The newest lines of a file, as `/report` shows them, and whether that is all; what is no JSON object is left out.
 
     The lines are passed on as they are: each is parsed by itself only to see that it is one, so that a long journal
     never keeps the interpreter from a step for long.
     """
     try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - REPORT_BYTES))
-            tail = file.read(REPORT_BYTES)
+        whole = [line.rstrip(b"\r\n") for line in newest_lines(path, REPORT_BYTES)]
+        cut = path.exists() and path.stat().st_size > REPORT_BYTES
     except OSError:
-        return [], not path.exists()
-    whole = tail[: tail.rfind(b"\n") + 1].splitlines()
-    if size > REPORT_BYTES:
-        whole = whole[1:]  # its beginning is not there
+        return [], False
     kept = [line for line in whole[-REPORT_LINES:] if _is_object(line)]
-    return kept, size <= REPORT_BYTES and len(kept) == len(whole)
+    return kept, not cut and len(kept) == len(whole)
 
 
 def _is_object(line: bytes) -> bool:

@@ -20,27 +20,13 @@ from pathlib import Path
 from typing import TextIO
 
 from pcmoe_node.errors import ResourceError
+from pcmoe_node.journal import newest_lines
 
 FORMAT = "pcmoe-journal/1"
 LIMITS = {"rounds": 48 * 1024 * 1024, "events": 8 * 1024 * 1024}
 """Bytes of each file that are printed; of a longer one the newest."""
 PACKED_BYTES = 3 * 1024
 """A line of the log; base64 makes 4 KiB of it, which no container runtime splits."""
-
-
-def newest_lines(path: Path, limit: int) -> Iterator[bytes]:
-    """The last whole lines of a file that fit in `limit` bytes; none of one that isn't there. Raises `OSError`."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - limit))
-        if size > limit:
-            file.readline()
-        # Whoever writes beside us may be in the middle of the last line.
-        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def journal_json(folder: Path) -> Iterator[str]:

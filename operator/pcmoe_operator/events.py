@@ -33,8 +33,6 @@ UNSAID = frozenset(
 """Reasons that are no news: everybody goes through them, or another condition tells."""
 WISHED = frozenset({Reason.SuspendRequested.name})
 """What somebody asked for is no warning."""
-NOTHING = ("nothing:", "nothing,")
-"""How the remedy of a reason begins for which nobody has to do anything."""
 MAX_NOTE_BYTES = 1024
 SETTLED_SECONDS = 5.0
 """What is so for a shorter time is no news."""
@@ -78,8 +76,8 @@ def _weight(condition: Mapping[str, Any]) -> Literal["Normal", "Warning"]:
     reason = condition["reason"]
     if reason in WISHED:
         return "Normal"
-    remedy = Reason[reason].remedy if reason in Reason.__members__ else "unknown"
-    return "Warning" if remedy and not remedy.startswith(NOTHING) else "Normal"
+    known = Reason.__members__.get(reason)
+    return "Normal" if known is not None and known.asks_nobody else "Warning"
 
 
 def _note(message: str) -> str:

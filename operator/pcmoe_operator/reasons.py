@@ -18,6 +18,11 @@ class Reason(Enum):
         """What to do; empty where there is nothing to do."""
         self.__doc__ = f"{meaning[0].upper()}{meaning[1:]}." + (f" What to do: {remedy}." if remedy else "")
 
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether nobody has to do anything about it."""
+        return not self.remedy or self.remedy.startswith(("nothing:", "nothing,"))
+
     # The manifest
     Accepted = ("the manifest keeps all rules", "")
     CRDTooOld = (

@@ -23,10 +23,12 @@ def consortium() -> Dashboard:
     board.variable("consortium", "Consortium", NODES.replace("}", ',namespace="$namespace"}'))
     board.variable("participant", "Participant", f"pcmoe_node_view{{{ALL}}}", several=True)
     _now(board)
+    _progress(board)
     _learning(board)
     _slow(board)
     _traffic(board)
     _together(board)
+    _broken(board)
     _memory(board)
     return board.build()
 
@@ -82,6 +84,9 @@ def _now(board: Board) -> None:
         {"tokens": f"sum({speed('pcmoe_node_tokens_total', ALL)})"},
         Shown(unit="cps"),
     )
+
+
+def _progress(board: Board) -> None:
     board.states(
         "Phases",
         "What each participant here does. WAITING: somebody else is not there. LOADING takes"
@@ -259,6 +264,9 @@ def _together(board: Board) -> None:
         {"{{participant}}": f"max by (participant) (pcmoe_coordinator_connected{{{ALL}}})"},
         UP,
     )
+
+
+def _broken(board: Board) -> None:
     board.lines(
         "Connections made anew",
         "Connections within a view that broke and were made anew, within 15 minutes.",

@@ -14,8 +14,6 @@ Level = Literal["fine", "waiting", "wrong"]
 End = Literal["Completed", "Failed"]
 
 MAX_SENTENCE = 2000
-NOTHING = ("nothing:", "nothing,")
-"""How the remedy of a reason begins for which nobody has to do anything."""
 HINTS: Mapping[str, str] = {Reason.SuspendRequested.name: "pcmoe resume {name}"}
 """The command that does what the remedy says."""
 ON_THE_WAY = frozenset({Reason.Starting.name, Reason.Loading.name})
@@ -69,7 +67,7 @@ def sentence_of(condition: Object) -> str:
 def level_of(reason: str) -> Level:
     """Whether a reason for standing still asks somebody to do something."""
     known = Reason.__members__.get(reason)
-    if known is not None and (not known.remedy or known.remedy.startswith(NOTHING)):
+    if known is not None and known.asks_nobody:
         return "waiting"
     return "waiting" if reason == Reason.SuspendRequested.name else "wrong"
 
