@@ -1,8 +1,8 @@
 """The conductor: the one place where a node waits, and the order in which it works.
 
 Whenever nothing must wait, it does, in this order: answer other owners; go on with an own micro-batch whose answers
-are in; compute the own share of a micro-batch; add up gradients that nobody waits for. Only then does it block, on
-the transport, with a deadline.
+are in; compute the own share of a micro-batch; add up gradients that nobody waits for, these first when too many of
+them wait. Only then does it block, on the transport, with a deadline.
 """
 
 import time
@@ -153,7 +153,9 @@ class Conductor:
         """Do one thing, the most urgent first; block only when there is nothing to do."""
         if self._take_arrivals(0.0):
             return  # what was waited for may have come
-        if self._serve:
+        if self.host.deferred.crowded:
+            self._play_deferred()
+        elif self._serve:
             with self.clock.phase("host_compute"):
                 self._answer(self._serve.popleft())
         elif self._resume_a_lane():

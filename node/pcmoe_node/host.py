@@ -1,7 +1,7 @@
 """The host's desk: requests that wait, graphs that are kept for backward, and gradients that can wait.
 
 Requests come from other owners (messages) and from this node's own micro-batches (tensors, no message). Every
-request is answered before anything that nobody waits for is done: the weights' gradients come last.
+request is answered before the weights' gradients, which nobody waits for, are added; but only so many may pile up.
 """
 
 import math
@@ -34,10 +34,12 @@ class Deferred:
     """Additions to the weights' gradients, in the order they may be made.
 
     In `ordered` mode each layer's additions happen in (micro-batch, owner) order whatever the network did, so the
-    sums have the same bits in every run; otherwise in the order of arrival.
+    sums have the same bits in every run; otherwise in the order of arrival. Each holds on to what it is computed from.
     """
 
     ordered: bool
+    limit: int
+    """So many may wait for a moment when there is nothing else to do."""
     _arrived: deque[Callable[[], None]] = field(default_factory=deque)
     _waiting: dict[int, dict[tuple[int, int], Callable[[], None]]] = field(default_factory=dict)
     _next: dict[int, deque[tuple[int, int]]] = field(default_factory=dict)
@@ -60,6 +62,11 @@ class Deferred:
         while turns and turns[0] in waiting:
             self._arrived.append(waiting.pop(turns.popleft()))
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more wait than may: putting them off any longer only costs memory."""
+        return len(self._arrived) > self.limit
+
     def play_one(self) -> bool:
         """Make one addition; False where there is none."""
         if not self._arrived:
@@ -77,10 +84,17 @@ class Host:
     """Serves this node's shards, one request at a time, within a budget for kept activations."""
 
     def __init__(
-        self, shards: dict[int, Shard], *, activation_bytes: int, ordered: bool, max_abs: float = math.inf
+        self,
+        shards: dict[int, Shard],
+        *,
+        activation_bytes: int,
+        ordered: bool,
+        backlog: int,
+        max_abs: float = math.inf,
     ) -> None:
+        """`backlog`: additions to the weights' gradients that may be put off at a time."""
         self.shards = shards
-        self.deferred = Deferred(ordered)
+        self.deferred = Deferred(ordered, backlog)
         self._budget = activation_bytes
         self._kept: dict[Key, _Kept] = {}
         self._bytes_kept = 0

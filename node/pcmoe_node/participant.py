@@ -166,6 +166,7 @@ def _conductor(node: Participant, transport: Transport, first_step: int) -> Cond
             built.shards,
             activation_bytes=config.quota.activation_bytes,
             ordered=training.deterministic,
+            backlog=len(names) * training.in_flight,
             max_abs=config.transport.max_abs,
         ),
         machine=StepMachine(

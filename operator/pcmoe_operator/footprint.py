@@ -28,6 +28,8 @@ class Memory:
     """Kept for own tokens."""
     served: int
     """Kept for other owners' tokens, if every expert is as likely as any other."""
+    put_off: int
+    """Kept for weight gradients that are added when nobody waits."""
     buffers: int
     """Messages being sent and received."""
 
@@ -108,6 +110,7 @@ def memory_of(layout: Layout, participant: int) -> Memory:
         masters=masters,
         activations=_activations(layout, participant),
         served=served_bytes(layout, participant, worst=False),
+        put_off=_put_off(layout, participant),
         buffers=_buffers(layout, participant),
     )
 
@@ -121,6 +124,14 @@ def served_bytes(layout: Layout, participant: int, *, worst: bool) -> int:
         hosted = layer.hosted_by(participant)
         slots += rows * min(shape.top_k, hosted) if worst else expected_slots(rows, hosted, shape)
     return others * terms.training.in_flight * slots * slot_bytes(shape, terms.model.dtype)
+
+
+def _put_off(layout: Layout, participant: int) -> int:
+    """What weight gradients are computed from, for as many messages as a host puts off: each side of both products."""
+    shape, terms = layout.shape, layout.consortium.agreement
+    hosted = max((layer.hosted_by(participant) for layer in layout.placement), default=0)
+    slots = expected_slots(layout.wire.rows, hosted, shape) * layout.count * terms.training.in_flight
+    return slots * (2 * shape.hidden_size + 3 * shape.expert_width) * element_bytes(terms.model.dtype)
 
 
 def _activations(layout: Layout, participant: int) -> int:

@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from torch import Tensor
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.coordination.table import LocalTable
+from pcmoe_node.host import Deferred, Key
 
 CASE = Case(
     n=3,
@@ -70,6 +73,32 @@ def test_hosts_that_recompute_give_the_same_bits_as_hosts_that_keep(
     configs = [changed(config, quota={"activation_bytes": 0}) for config in configs_of(CASE, tmp_path)]
     run_local(configs)
     assert_same_bits(stored(configs), reference)
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_weight_gradients_added_at_once_or_late_give_the_same_bits(
+    limit: int, reference: list[dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deferred, "crowded", property(lambda self: len(self._arrived) > limit))
+    configs = configs_of(CASE, tmp_path)
+    run_local(configs)
+    assert_same_bits(stored(configs), reference)
+
+
+def test_weight_gradients_never_pile_up_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are computed from is most of a small model's memory if all of a step's wait for the vote."""
+    case = replace(CASE, deterministic=False, rounds=1, micro_batches=8)
+    waiting: list[int] = []
+    put = Deferred.put
+
+    def counting(self: Deferred, key: Key, addition: Callable[[], None]) -> None:
+        put(self, key, addition)
+        waiting.append(len(self._arrived))
+
+    monkeypatch.setattr(Deferred, "put", counting)
+    run_local(configs_of(case, tmp_path))
+    assert len(waiting) > 100
+    assert max(waiting) <= case.n * case.in_flight + 1
 
 
 def test_one_that_was_killed_before_it_stored_the_last_round_finds_the_others_again(

@@ -50,7 +50,7 @@ def make_batch(seed: int, rows: int = 9, experts: int = HOSTED, dtype: torch.dty
 
 
 def make_host(shard: Shard, *, budget: int = 1 << 30, ordered: bool = True) -> Host:
-    host = Host({LAYER: shard}, activation_bytes=budget, ordered=ordered)
+    host = Host({LAYER: shard}, activation_bytes=budget, ordered=ordered, backlog=4)
     host.begin_step((0, 1), 2)
     return host
 
@@ -131,6 +131,17 @@ def test_additions_are_made_by_micro_batch_then_owner_and_none_before_its_turn()
     host.deferred.put((0, 0, LAYER), lambda: made.append((0, 0)))
     host.deferred.play_all()
     assert made == EVERY
+
+
+def test_only_so_many_additions_may_be_put_off() -> None:
+    host = make_host(make_shard(), ordered=False)
+    for _ in range(4):
+        host.deferred.put((0, 0, LAYER), lambda: None)
+    assert not host.deferred.crowded
+    host.deferred.put((0, 0, LAYER), lambda: None)
+    assert host.deferred.crowded
+    host.deferred.play_one()
+    assert not host.deferred.crowded
 
 
 def test_a_step_that_was_skipped_leaves_nothing_for_the_next() -> None:

@@ -180,7 +180,8 @@ def _print_plan(console: Console, consortium: Consortium, plan: Plan, prediction
     for participant in plan.participants:
         own = participant.memory
         optimizer = own.gradients + own.moments + own.masters
-        kinds = (own.backbone, own.experts, optimizer, own.activations, own.served, own.buffers, own.total)
+        others = own.served + own.put_off
+        kinds = (own.backbone, own.experts, optimizer, own.activations, others, own.buffers, own.total)
         memory.add_row(participant.name, *map(units.size, kinds))
         rest.add_row(
             participant.name,
