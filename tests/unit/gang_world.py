@@ -47,6 +47,8 @@ class Consortium:
     """Whether it would have found room beside those that train, ever since its try began."""
     disturbed: bool = False
     """Whether somebody else may have stood in the way of its try."""
+    run: frozenset[str] = frozenset()
+    """Whose Jobs shall run, by the last decision."""
 
     def __post_init__(self) -> None:
         self.jobs = [None] * len(self.wants)
@@ -56,6 +58,12 @@ class Consortium:
     def age(self) -> tuple[str, str]:
         """As others compare it."""
         return self.made_at.isoformat(), self.name
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it said that it holds nothing, and has a pod whose Job it was to suspend: that may find a machine."""
+        left = any(pod is not None and str(number) not in self.run for number, pod in enumerate(self.pods))
+        return left and self.rival is not None and self.rival.release.waits and not self.rival.holds
 
     @property
     def over(self) -> bool:
@@ -172,7 +180,7 @@ class World:
         self._judge(one, before, after)
         places = one.places()
         lacking = [place.lacking_since for place in places.values() if place.lacking_since]
-        one.release = after
+        one.release, one.run = after, decision.run
         one.rival = Rival(
             age=one.age,
             release=after,
@@ -195,6 +203,7 @@ class World:
         if begins:
             one.fitted = True
             one.disturbed = any(each.release and each.release.tries == 0 for each in trying)
+            one.disturbed = one.disturbed or any(each.lingers for each in self.there() if each is not one)
             for each in trying:
                 each.disturbed = each.disturbed or before is None
             tries = [each for each in trying if self.now - _since(each) < timedelta(seconds=LIMITS.turn)]
