@@ -15,6 +15,7 @@ PYTEST_ARGS ?=
 # Most tests wait for processes more than they compute.
 WORKERS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 GPU := $(wildcard /dev/nvidia0)
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 PILOT_MODEL := build/pilot-model
 # What a real node and its images need, as Debian calls it.
 E2E_PACKAGES := containerd runc containernetworking-plugins buildah debootstrap iptables iproute2
@@ -23,6 +24,9 @@ ALONE := unshare --mount --net --pid --fork --kill-child --mount-proc
 E2E_LACKS := $(shell test "$$(id -u)" = 0 || { echo root; exit; }; \
 	command -v dpkg-query >/dev/null || { echo Debian; exit; }; \
 	$(ALONE) true 2>/dev/null || echo "the right to make namespaces of its own")
+# Typed for this, and of no record.
+DEMO_PROMPTS := --prompt abbey="My brothers, I write to you because" --prompt clinic="A fever is" \
+	--prompt lawfirm="Whoever uses this software must" --prompt software="To open a file, call"
 # Only a folder with this file in it is replaced by the next demo.
 MARK := .made-by-make-demo
 
@@ -42,14 +46,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[operator,node]" --group dev
 	@touch $@
 
-demo: $(READY) ## Train the pilot: four organisations, four processes, and a report at the end
+demo: $(READY) ## Train the pilot, what to compare it with, measure a leak; ends with a report (five minutes)
 	@if [ -e demo-run ] && [ ! -e demo-run/$(MARK) ]; then \
 		echo "demo-run was not made, or not finished, by make demo: move it away first" >&2; exit 1; fi
 	@rm -rf demo-run
 	$(BIN)/python -m pcmoe_node.upcycle manifests/samples/base --experts 16 --top-k 2 --output $(PILOT_MODEL)
-	@trap : INT TERM; status=0; set -x; $(BIN)/pcmoe run manifests/samples/pilot.yaml --output demo-run \
-		$(foreach name,abbey clinic lawfirm software,--volume $(name):model=$(PILOT_MODEL)) || status=$$?; \
+	@trap : INT TERM; status=0; set -x; $(BIN)/pcmoe run manifests/samples/pilot.yaml --output demo-run --baselines \
+		$(foreach name,abbey clinic lawfirm software,--volume $(name):model=$(PILOT_MODEL)) $(DEMO_PROMPTS) || status=$$?; \
 		{ set +x; } 2>/dev/null; touch demo-run/$(MARK); exit $$status
+	$(BIN)/python -m pcmoe_node.leak --config demo-run/abbey/config.json --summary --output demo-run/abbey/leak.json
+	$(BIN)/pcmoe report demo-run
 
 cluster: $(READY) ## Build the Kubernetes and the Prometheus that tests run on (about ten minutes, once; make test does it by itself)
 	@$(BIN)/python -m tests.cluster.build $(PROGRAMS) --has-go 2>/dev/null || \
@@ -58,7 +64,9 @@ cluster: $(READY) ## Build the Kubernetes and the Prometheus that tests run on (
 
 test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not soak and not e2e$(if $(GPU),, and not gpu)" $(PYTEST_ARGS)
+	@$(if $(BROWSER),,echo "NOT RUN: tests that look at the report in Chromium (there is none here)")
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup \
+		-m "not soak and not e2e$(if $(GPU),, and not gpu)$(if $(BROWSER),, and not browser)" $(PYTEST_ARGS)
 
 e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)
 e2e-full: ## The same, with everything that may go wrong meanwhile

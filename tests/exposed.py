@@ -48,8 +48,32 @@ CLUSTER = "the operator's own work on objects of the API server; it sees no data
 EXPOSURE = (
     "sums over a whole run from the ledger that a participant keeps for its own people, read where that lies"
 )
+COMPARED = (
+    "how a run did beside its baselines: means over all own tokens, and sizes; all of it lies on one machine"
+)
+MEASURED = (
+    "how much of its text a partner could read, which a participant measured by itself and for its own people: shares "
+    "over many documents, at one moment's weights, read where that lies"
+)
+TYPED = "what somebody typed, and what models made of it, because it was asked for; the page says what it may repeat"
 REASONS = frozenset(
-    {EXPOSURE, PROGRESS, LOSS, VOLUME, WIRE, SHARE, TIME, LINK, MACHINE, PUBLIC, WORDS, CLUSTER}
+    {
+        COMPARED,
+        MEASURED,
+        TYPED,
+        EXPOSURE,
+        PROGRESS,
+        LOSS,
+        VOLUME,
+        WIRE,
+        SHARE,
+        TIME,
+        LINK,
+        MACHINE,
+        PUBLIC,
+        WORDS,
+        CLUSTER,
+    }
 )
 
 Names = Mapping[str, str]
@@ -63,7 +87,7 @@ def _why(reason: str, names: str, prefix: str = "") -> dict[str, str]:
 _N, _C, _O = "pcmoe_node_", "pcmoe_coordinator_", "pcmoe_operator_"
 METRICS: Names = {
     **_why(PROGRESS, "phase view views_lost rounds round committed_round step steps_skipped", _N),
-    **_why(PROGRESS, "last_commit_timestamp_seconds usual_round_seconds checkpoint_failures", _N),
+    **_why(PROGRESS, "last_commit_timestamp_seconds usual_round_seconds", _N),
     **_why(LOSS, "training_loss held_out_loss", _N),
     **_why(VOLUME, "tokens", _N),
     **_why(WIRE, "sent_bytes received_bytes replies reply_seconds", _N),
@@ -81,6 +105,7 @@ METRICS: Names = {
     **_why(
         CLUSTER, "leader reconciles reconcile_errors reconcile_duration_seconds api_requests consortia", _O
     ),
+    **_why(CLUSTER, "consortia_failed", _O),
     **_why(
         CLUSTER, "crd_missing_fields queue_length queue_oldest_seconds watch_age_seconds watch_restarts", _O
     ),
@@ -111,7 +136,9 @@ LABELS: Mapping[str, frozenset[str]] = {
     "participant": frozenset(NAMES),
     "reason": _words(
         "handshake malformed identity agreement another-view closing "
-        "api_conflict api_refused api_unavailable timeout bug"
+        "api_conflict api_refused api_unavailable timeout bug "
+        "ConfigurationRefused DatasetUnreadable ResourceMissing IdentityRefused ProtocolBroken Diverged InternalError "
+        "StorageFailed PeerLost Stopped Killed BackoffLimitExceeded CrashLoop JobFailed NodeError other"
     ),
     "state": _words(
         "ok mig no_driver lost FORMING RUNNING FAILED "
@@ -120,7 +147,7 @@ LABELS: Mapping[str, frozenset[str]] = {
     "kind": frozenset({"ecc_corrected", "ecc_uncorrected"}),
     "verb": _words("get list watch create update patch delete other"),
     "resource": _words(
-        "pcmoeconsortia configmaps secrets services persistentvolumeclaims pods events deployments jobs leases "
+        "pcmoeconsortia configmaps secrets services persistentvolumeclaims pods events replicasets jobs leases "
         "networkpolicies pcmoeconsortia/status api apis openapi namespaces other"
     ),
 }
@@ -172,6 +199,36 @@ EVENTS: Names = {**_why(PROGRESS, "time kind"), **_why(WORDS, "message")}
 EVENT_KINDS = _words("ViewEntered ViewLeft Stopped Failed ViewFormed ViewOver Committed")
 _MEMORY_OF = f"memory.participants.{PEER}"
 _TENSORS = "backbone experts gradients moments masters"
+_KINDS = ("together", "alone-shard", "alone-all", "union")
+_LEAK_OF = f"leak.{PEER}."
+
+
+def _arrangement(kind: str) -> list[str]:
+    """What a report says of one way to train."""
+    sizes = ("tensorBytes.least", "tensorBytes.most", "peakBytes.least", "peakBytes.most")
+    return [f"baselines.arrangements.{kind}.{name}" for name in (f"heldOut.{PEER}", "meanHeldOut", *sizes)]
+
+
+def _against(kind: str) -> list[str]:
+    """What it says of the run beside another way to train."""
+    names = ("organisations", "betterTogether", "meanTogether", "meanOther", "difference")
+    return [f"baselines.against.{kind}.{name}" for name in names]
+
+
+def _reads() -> list[str]:
+    """What it says of one layer: each attack and floor with its interval, or null."""
+    attacks = {
+        "ownToken": ("probe", "probeUpperBound", "mostFrequent", "unigram"),
+        "nextToken": ("formula", "probe", "probeUpperBound", "withoutGradients", "mostFrequent", "unigram"),
+    }
+    return [
+        f"{token}.{attack}{end}"
+        for token, each in attacks.items()
+        for attack in each
+        for end in ("", ".value", ".low", ".high")
+    ]
+
+
 REPORT: Names = {
     **_why(PROGRESS, "roundsDone roundsPlanned stepsSkipped seconds"),
     **_why(PROGRESS, "events[].time events[].who events[].kind events[].count events[].warning"),
@@ -192,13 +249,22 @@ REPORT: Names = {
     **_why(PUBLIC, f"digests.{ANY} settings.{ANY} software.{ANY} format title participants[] elsewhere[]"),
     **_why(PROGRESS, f"span.from span.to standing.{ANY}"),
     **_why(WORDS, f"events[].message leftOut.{PEER}"),
-    **_why(EXPOSURE, "documents roundsAgain openViews refusedFrames", f"exposure.{PEER}."),
+    **_why(EXPOSURE, "documents roundsAgain openViews refusedFrames refusedConnections", f"exposure.{PEER}."),
     **_why(EXPOSURE, "tokensPercent nextTokensPercent heldOutPercent", f"exposure.{PEER}.peers.{PEER}."),
     **_why(EXPOSURE, "documentsSeen bytesAsked bytesAnswered", f"exposure.{PEER}.peers.{PEER}."),
+    **_why(COMPARED, "baselines baselines.round"),
+    **{name: COMPARED for kind in _KINDS for name in _arrangement(kind)},
+    **{name: COMPARED for kind in _KINDS[1:] for name in _against(kind)},
+    **_why(MEASURED, "weights host documents tokens sentPercent atEnd caveat limits[]", _LEAK_OF),
+    **_why(MEASURED, f"adversaryKnows.{ANY} layers[].layer layers[].leaves layers[].sentPercent", _LEAK_OF),
+    **_why(MEASURED, " ".join(_reads()), f"{_LEAK_OF}layers[]."),
+    **_why(TYPED, "prompt base consortium round", f"continuations.{PEER}."),
 }
 """`report.json`, of a whole run: sums over rounds, and what the manifest says."""
-OPEN_FIELDS = re.compile(rf"^(digests|settings|software|standing|time\.{PEER})\.[^.]+$")
-"""Keys below these are of the manifest, conditions or phases."""
+OPEN_FIELDS = re.compile(
+    rf"^(digests|settings|software|standing|time\.{PEER}|leak\.{PEER}\.adversaryKnows)\.[^.]+$"
+)
+"""Keys below these are of the manifest, conditions, phases or kinds of attacks."""
 LOG_FIELDS: Names = {**_why(PUBLIC, "asctime levelname"), **_why(WORDS, "message")}
 """What a line of a log has beside its sentence."""
 EXCEPTED: Names = {
@@ -209,6 +275,12 @@ EXCEPTED: Names = {
     f"traffic.{PEER}.hiddenRowsSent": "rows to a peer over a whole round, for the owner's own account of what left",
     f"traffic.hiddenRowsSent.{PEER}.{PEER}": "the same over a whole run",
     f"exposure.{PEER}.documents": "how many a participant has, for its own account of what left",
+    f"leak.{PEER}.documents": "how many were measured, for its own account of what can be read",
+    **{
+        f"leak.{PEER}.layers[].{name}": "a share over many documents, for the own account of what can be read there"
+        for name in ("layer", "leaves", "sentPercent", *_reads())
+    },
+    f"continuations.{PEER}.prompt": "typed by somebody for this, and not of a record",
     f"exposure.{PEER}.peers.{PEER}.documentsSeen": "how many of them a partner saw anything of, over a whole run",
 }
 """Speak of what is forbidden, and why they may all the same."""

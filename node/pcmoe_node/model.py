@@ -14,7 +14,7 @@ from threading import Lock
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pcmoe_node.config import ModelConfig, NodeConfig
@@ -121,8 +121,8 @@ def record_router_logits(model: nn.Module, keep: Callable[[Tensor], None]) -> No
             module.register_forward_hook(hook)
 
 
-def _skeleton(config: ModelConfig) -> nn.Module:
-    """The family's unmodified model on the meta device."""
+def transformers_config(config: ModelConfig) -> PreTrainedConfig:
+    """The architecture as transformers takes it; `ConfigError` where it can't be trained here."""
     fields = json.loads(config.architecture)
     family = fields.pop("model_type", None)
     if family not in FAMILIES:
@@ -140,10 +140,17 @@ def _skeleton(config: ModelConfig) -> nn.Module:
         )
     fields.pop("dtype", None)
     fields.pop("torch_dtype", None)
-    hf = AutoConfig.for_model(family, **fields)
+    return AutoConfig.for_model(family, **fields)
+
+
+def _skeleton(config: ModelConfig) -> nn.Module:
+    """The family's unmodified model on the meta device."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            hf, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="pcmoe"
+            transformers_config(config),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            experts_implementation="pcmoe",
         )
     assert isinstance(model, nn.Module)
     return model

@@ -46,7 +46,14 @@ except FileNotFoundError:
 for name in names:
     folder = output / kind / name / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [{"round": r, "heldOutLoss": 3.5 - r if r != 1 else None} for r in range(behaviour.get("rounds", 2) + 1)]
+    tensors = dict.fromkeys(("backbone", "experts", "gradients", "moments", "masters"), 1)
+    memory = {"rssBytes": 3, "peakRssBytes": 4, "baselineRssBytes": 2, "tensorBytes": tensors, "gpuPeakBytes": None}
+    same = {"time": 1.0, "seconds": 1.0, "trainLoss": 2.0, "tokens": 9, "stepsSkipped": 0, "secondsByPhase": {},
+            "traffic": {}, "memory": memory}
+    lines = [
+        {"round": r, "step": r, "heldOutLoss": 3.5 - r if r != 1 else None, **same}
+        for r in range(behaviour.get("rounds", 2) + 1)
+    ]
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
 if "words" in behaviour:
     print(behaviour["words"], flush=True)

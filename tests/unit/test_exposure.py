@@ -218,13 +218,15 @@ def test_the_report_shows_the_sums_of_the_ledgers_that_lie_there(tmp_path: Path)
     }
     page = written.page.read_text()
     assert "What left, and to whom" in page and "90.0 %" in page and "3 of 10" in page
-    assert "1 rounds were done again" in page and "1 frames were refused" in page
+    assert own["refusedConnections"] == 2
+    assert "<td>berlin</td><td>1</td><td>2</td><td>1</td><td>1</td>" in page
 
 
 def test_a_report_without_ledgers_has_no_such_part(tmp_path: Path) -> None:
     written = write_report(make_run(tmp_path))
     assert written.figures["exposure"] == {}
-    assert "What left, and to whom" not in written.page.read_text()
+    page = written.page.read_text()
+    assert "What left, and to whom" not in page and "ledger lies here: each keeps its own" in page
 
 
 def test_every_figure_of_a_ledger_in_a_report_has_a_reason_to_leave(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import NodeError, ResourceError
+from pcmoe_node.errors import NodeError, StorageError
 from pcmoe_node.leak.measure import measure
 from pcmoe_node.leak.page import as_json, as_text
 
@@ -54,7 +54,7 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ResourceError(f"{path}: can't be written: {error.strerror}") from error
+        raise StorageError(f"{path}: can't be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

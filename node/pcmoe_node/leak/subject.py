@@ -4,22 +4,15 @@ A participant holds its own experts and no others, so at a stored round its peer
 must be memory for the whole model, four bytes per parameter, and for the rows of every layer.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pcmoe_node.checkpoint import Position
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import ConfigError
-from pcmoe_node.model import auxiliary_loss_function, build, decoder_layers, experts_of, record_router_logits
-from pcmoe_node.participant import DTYPE, frozen_digest
-from pcmoe_node.routing import ExpertMap
-
-MASTER = "#master"
+from pcmoe_node.model import auxiliary_loss_function, record_router_logits
+from pcmoe_node.whole import Whole, build_whole, take_round
 
 
 @dataclass(slots=True)
@@ -27,14 +20,22 @@ class Subject:
     """The whole model, and what every partner knows of it."""
 
     config: NodeConfig
-    model: nn.Module
-    experts: dict[int, nn.Module]
-    """The experts module of every layer that has one."""
+    whole: Whole
     head_VH: Tensor
     norm_H: Tensor
     """Output embeddings and final norm of the start, on the CPU: what partners have, whatever is trained since."""
     logits: list[Tensor]
     """Router logits of what ran last, where the loss needs them."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is run."""
+        return self.whole.model
+
+    @property
+    def experts(self) -> dict[int, nn.Module]:
+        """The experts module of every layer that has one."""
+        return self.whole.experts
 
     def auxiliary(self, tokens: int) -> Tensor:
         """What training adds to the summed loss of so many tokens."""
@@ -47,17 +48,13 @@ class Subject:
 
 def make_subject(config: NodeConfig, device: torch.device) -> Subject:
     """The model at the start of the run."""
-    alone = [place.model_copy(update={"hosts": None}) for place in config.placement]
-    model = build(config.model_copy(update={"placement": tuple(alone)}), device).model
-    model.requires_grad_(False)
-    found = {place.layer: experts_of(decoder_layers(model)[place.layer]) for place in config.placement}
-    experts = {layer: pair[1] for layer, pair in found.items() if pair is not None}
-    head = model.get_output_embeddings().weight  # type: ignore[operator]
-    norm = model.get_decoder().norm.weight  # type: ignore[operator]
-    subject = Subject(config, model, experts, head.float().cpu().clone(), norm.float().cpu().clone(), [])
+    whole = build_whole(config, device)
+    head = whole.model.get_output_embeddings().weight  # type: ignore[operator]
+    norm = whole.model.get_decoder().norm.weight  # type: ignore[operator]
+    subject = Subject(config, whole, head.float().cpu().clone(), norm.float().cpu().clone(), [])
     if config.training.auxiliary_loss_coefficient:
-        record_router_logits(model, subject.logits.append)
-    _cast(model, DTYPE[config.model.dtype])
+        record_router_logits(whole.model, subject.logits.append)
+    whole.cast(config)
     return subject
 
 
@@ -69,32 +66,4 @@ def newest_round(config: NodeConfig) -> Path | None:
 
 def load_round(subject: Subject, folder: Path) -> None:
     """Take the backbone and the own experts of a stored round. `ConfigError` where they aren't this run's."""
-    try:
-        position = Position(**json.loads((folder / "state.json").read_text("utf-8")))
-        if position.frozen != frozen_digest(subject.config):
-            raise ConfigError(f"{folder}: belongs to another consortium, participant, model or placement")
-        with safe_open(folder / "state.safetensors", framework="pt") as stored, torch.no_grad():
-            for name in stored.keys():  # noqa: SIM118  # no dict
-                if name.endswith(MASTER):
-                    _take(subject, name.removesuffix(MASTER), stored.get_tensor(name))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: can't be read: {type(error).__name__}") from error
-
-
-def _take(subject: Subject, name: str, tensor: Tensor) -> None:
-    kind, _, inner = name.partition("/")
-    parameter = subject.model.get_parameter(inner)
-    if kind == "backbone":
-        parameter.copy_(tensor)
-        return
-    for place in subject.config.placement:
-        module = subject.experts[place.layer]
-        if place.hosts is not None and any(parameter is p for p in module.parameters()):
-            mine = (ExpertMap.of(place.hosts).host_E == subject.config.index).nonzero().flatten()
-            parameter[mine.to(parameter.device)] = tensor.to(parameter)
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters in the dtype of compute; buffers stay, as in training."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    take_round(subject.whole, subject.config, folder)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pcmoe_operator.errors import OperatorError, RunError, UsageError
 from pcmoe_operator.local.baselines import run_baselines
+from pcmoe_operator.local.continuations import run_continuations
 from pcmoe_operator.local.folder import RunFolder
 from pcmoe_operator.local.prepare import PreparedRun, VolumeOption, prepare, resume
 from pcmoe_operator.local.supervise import Outcome, supervise
@@ -16,9 +17,35 @@ from pcmoe_operator.local.view import LiveView, PlainView, View
 from pcmoe_operator.report import as_text, write_facts, write_report
 from pcmoe_operator.report.figures import RunFacts, figures_of
 from pcmoe_operator.report.folder import read_facts
+from pcmoe_operator.report.headlines import headlines
+
+VolumeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where a participant's data are: NAME:dataset=DIR, NAME:model=DIR, "
+        "NAME:order-secret=FILE. Without it: volumes/NAME/{dataset,model} beside the manifest. "
+        "May be given many times.",
+        metavar="NAME:KIND=PATH",
+    ),
+]
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines",
+        help="Then train what to compare with: each participant alone, and one process on all data.",
+    ),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Text that NAME's model goes on with after training, for continuations.json and the report. Write one "
+        "yourself, don't take it from records. May be given once for each NAME.",
+        metavar="NAME=TEXT",
+    ),
+]
 
 
-def run(
+def run(  # noqa: PLR0913 - each is an option of the command
     manifest: Annotated[Path | None, typer.Argument(help="The manifest, YAML.", show_default=False)] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the new run; must be empty or not exist.")
@@ -27,23 +54,10 @@ def run(
         Path | None,
         typer.Option("--resume", help="Folder of a run to continue from its last checkpoint.", metavar="DIR"),
     ] = None,
-    volume: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where a participant's data are: NAME:dataset=DIR, NAME:model=DIR, "
-            "NAME:order-secret=FILE. Without it: volumes/NAME/{dataset,model} beside the manifest. "
-            "May be given many times.",
-            metavar="NAME:KIND=PATH",
-        ),
-    ] = None,
+    volume: VolumeOptions = None,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of a table.")] = False,
-    baselines: Annotated[
-        bool,
-        typer.Option(
-            "--baselines",
-            help="Then train what to compare with: each participant alone, and one process on all data.",
-        ),
-    ] = False,
+    baselines: Baselines = False,
+    prompt: Prompts = None,
 ) -> None:
     """Train: one process per participant on this machine, over mutual TLS, as in production.
 
@@ -60,8 +74,13 @@ def run(
     union, one model on everybody's data, which only one machine can have. That is three times the computing of the
     run itself. `pcmoe run --resume DIR --baselines` runs those that are missing.
 
-    Exit code: 0 when the last round is stored; 64 for a bad manifest, folder or volume; else the code of the
-    process that failed first; 130 after Ctrl-C, 143 after SIGTERM. A baseline that fails is told and changes nothing.
+    With --prompt, OUTPUT/continuations.json gets how NAME's text goes on, before training and after it: always the
+    likeliest token, 40 at most. The model is put together from everybody's checkpoints, which only one machine can do.
+    What follows may repeat text that was trained on. `pcmoe run --resume DIR --prompt NAME=TEXT` does it later.
+
+    Exit code: 0 when the last round is stored; 64 for a bad manifest, folder, volume or prompt; else the code of the
+    process that failed first; 130 after Ctrl-C, 143 after SIGTERM. That a baseline or the continuations fail is told
+    and changes nothing.
     """
     options = tuple(VolumeOption.parse(text) for text in volume or ())
     console = Console()
@@ -71,11 +90,12 @@ def run(
         folder = RunFolder(resume_folder.resolve())
         folder.load()
         with folder.locked():
-            _train(resume(resume_folder, manifest), console, plain=plain, resumed=True, baselines=baselines)
+            prepared = resume(resume_folder, manifest, prompt or ())
+            _train(prepared, console, plain=plain, resumed=True, baselines=baselines)
         return
     if manifest is None or output is None:
         raise UsageError("say `pcmoe run MANIFEST --output DIR` or `pcmoe run --resume DIR`")
-    prepared = prepare(manifest, output, options)
+    prepared = prepare(manifest, output, options, prompt or ())
     with prepared.folder.locked():
         _train(prepared, console, plain=plain, resumed=False, baselines=baselines)
 
@@ -87,21 +107,32 @@ def _train(prepared: PreparedRun, console: Console, *, plain: bool, resumed: boo
     table = console.is_terminal and not plain
     view: View = LiveView(console, prepared.title) if table else PlainView(console)
     outcome = supervise(prepared.crew, view, resumed=resumed)
-    stopped_by = _compare(prepared, console) if baselines and outcome.exit_code == 0 else None
+    stopped_by = _afterwards(prepared, console, baselines=baselines) if outcome.exit_code == 0 else None
     _report(folder, console)
     _finish(outcome, folder)
     if stopped_by is not None:
-        typer.echo(f"Stopped. Run the missing ones with: pcmoe run --resume {folder} --baselines", err=True)
+        missing = [*["--prompt NAME=TEXT"] * bool(prepared.prompts), *["--baselines"] * baselines]
+        typer.echo(f"Stopped. Go on with: pcmoe run --resume {folder} {' '.join(missing)}", err=True)
         raise typer.Exit(128 + stopped_by)
 
 
-def _compare(prepared: PreparedRun, console: Console) -> int | None:
-    """Run the missing baselines; the signal that stopped them. That they can't run doesn't change how the run ended."""
-    try:
-        return run_baselines(prepared, partial(_say, console))
-    except (OperatorError, OSError) as error:
-        typer.echo(f"pcmoe: no baselines: {error}", err=True)
-        return None
+def _afterwards(prepared: PreparedRun, console: Console, *, baselines: bool) -> int | None:
+    """Do what was asked for beside the training, the shorter first; the signal that stopped it.
+
+    That something can't be done doesn't change how the run ended.
+    """
+    asked = {"continuations": run_continuations} if prepared.prompts else {}
+    if baselines:
+        asked["baselines"] = run_baselines
+    for made, work in asked.items():
+        try:
+            stopped_by = work(prepared, partial(_say, console))
+        except (OperatorError, OSError) as error:
+            typer.echo(f"pcmoe: no {made}: {error}", err=True)
+            continue
+        if stopped_by is not None:
+            return stopped_by
+    return None
 
 
 def _report(folder: Path, console: Console) -> None:
@@ -167,6 +198,7 @@ def report(  # noqa: PLR0913 - each is an option of the command
         typer.echo(as_text(figures_of(facts)))
     if output is not None or not json_:
         written = write_facts(facts, place)
+        typer.echo("\n".join(headlines(written.figures)), err=json_)
         typer.echo(f"Report: {written.page}", err=json_)
         typer.echo(f"Figures: {written.data}", err=json_)
 

@@ -32,6 +32,7 @@ MEANING = {
     68: "a peer sent what the agreement forbids",
     69: "its own numbers overflowed in ten steps in a row",
     70: "an error inside the program",
+    74: "what it must keep can't be written; mostly its disk is full",
     75: "it lost a peer",
     130: "it was interrupted",
     137: "it was killed; if nobody did that, this machine ran out of memory",

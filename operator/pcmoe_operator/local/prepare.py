@@ -5,12 +5,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from pcmoe_node.continuation.prompts import prompts_of
+from pcmoe_node.errors import ConfigError
 from pcmoe_operator import spec
 from pcmoe_operator.agreement import canonical
 from pcmoe_operator.constants import COORDINATOR
@@ -58,15 +60,21 @@ class PreparedRun:
     folder: RunFolder
     title: str
     crew: Crew
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What models are to go on with after training, by participant. Kept in memory only: no file of the run has it."""
 
 
-def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()) -> PreparedRun:
+def prepare(
+    manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = (), prompts: Sequence[str] = ()
+) -> PreparedRun:
     """Make the folder of a new run. Everything is checked before anything is written.
 
-    Raises `ManifestError` for a bad manifest and `UsageError` for a folder or a volume that can't be used.
+    `prompts`: each NAME=TEXT. Raises `ManifestError` for a bad manifest and `UsageError` for a folder, a volume or a
+    prompt that can't be used.
     """
     consortium = spec.load(manifest)
     plan = make_plan(consortium)
+    texts = _prompts(consortium, prompts)
     own_volumes = _new_volumes(consortium, manifest.resolve().parent / "volumes", volumes)
     folder = RunFolder(output.resolve())
     folder.make()
@@ -88,13 +96,14 @@ def prepare(manifest: Path, output: Path, volumes: tuple[VolumeOption, ...] = ()
         participants=seats,
         coordinator=coordinator,
     )
-    return _ready(folder, consortium, plan, record)
+    return replace(_ready(folder, consortium, plan, record), prompts=texts)
 
 
-def resume(output: Path, manifest: Path | None = None) -> PreparedRun:
+def resume(output: Path, manifest: Path | None = None, prompts: Sequence[str] = ()) -> PreparedRun:
     """Make a stopped run ready to go on: new ports, and `manifest` instead of its own if one is given.
 
-    Raises `UsageError` if the folder holds no run, or the manifest changes what is frozen by then.
+    Raises `UsageError` if the folder holds no run, the manifest changes what is frozen by then, or a prompt can't be
+    used.
     """
     folder = RunFolder(output.resolve())
     record = folder.load()
@@ -106,6 +115,7 @@ def resume(output: Path, manifest: Path | None = None) -> PreparedRun:
             f"{source}: id, model, experts and participants of the agreement must stay as they were when "
             f"{folder.path} was made; start a new run for another consortium"
         )
+    texts = _prompts(consortium, prompts)
     own_volumes = {name: seat.volumes for name, seat in record.participants.items()}
     for name, volumes in own_volumes.items():
         _check_volumes(name, volumes, consortium)
@@ -115,7 +125,7 @@ def resume(output: Path, manifest: Path | None = None) -> PreparedRun:
     if manifest is not None:
         folder.manifest.write_bytes(manifest.read_bytes())
     record = replace(record, participants=seats, coordinator=coordinator, software=software())
-    return _ready(folder, consortium, plan, record)
+    return replace(_ready(folder, consortium, plan, record), prompts=texts)
 
 
 def _ready(folder: RunFolder, consortium: Consortium, plan: Plan, record: RunRecord) -> PreparedRun:
@@ -264,6 +274,14 @@ def _by_participant(
             raise UsageError(f"--volume {option.participant}:…: no such participant; there are {known}")
         chosen.setdefault(option.participant, {})[option.kind] = option.path
     return chosen
+
+
+def _prompts(consortium: Consortium, given: Sequence[str]) -> dict[str, str]:
+    """Text by participant."""
+    try:
+        return prompts_of(given, consortium.names)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
 
 
 def _needs_model(consortium: Consortium) -> bool:

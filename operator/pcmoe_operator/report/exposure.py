@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pcmoe_operator.answers import printable
 from pcmoe_operator.errors import UsageError
-from pcmoe_operator.report.read import MAX_NAME, Line, count, few, read_each, read_lines
+from pcmoe_operator.report.read import Line, count, few, read_each, read_lines, word
 
 FILE = "exposure.jsonl"
 MAX_LAYERS = 10_000
@@ -138,7 +137,7 @@ def _record(given: dict[str, Any]) -> Add:
 
 def _entered(given: Mapping[str, Any], view: int) -> Add:
     corpus, members = given["corpus"], few(given, "members")
-    fingerprint = _word(corpus, "fingerprint", 80)
+    fingerprint = word(corpus, "fingerprint", 80)
     documents = count(corpus, "documents") + count(corpus, "heldOut")
 
     def add(to: Exposure) -> None:
@@ -158,7 +157,7 @@ def _peer(given: Mapping[str, Any]) -> Callable[[PeerExposure, str], None]:
     smallest = None if given["smallest"] is None else count(given, "smallest")
     documents = _documents(given)
     kinds = [_sent(kind, sent) for layer in _layers(given).values() for kind, sent in few_of(layer).items()]
-    leaf, authorities = (_word(given, key, 700) if key in given else "" for key in ("leaf", "authorities"))
+    leaf, authorities = (word(given, key, 700) if key in given else "" for key in ("leaf", "authorities"))
 
     def add(to: PeerExposure, corpus: str) -> None:
         to.tokens += seen["tokens"]
@@ -211,13 +210,6 @@ def _documents(given: Mapping[str, Any]) -> dict[int, int]:
             raise ValueError("documents must be whole numbers from 0 on")
         found |= dict.fromkeys(documents, int(times))
     return found
-
-
-def _word(given: Mapping[str, Any], key: str, limit: int = MAX_NAME) -> str:
-    value = given[key]
-    if not isinstance(value, str) or printable(value, limit) != value:
-        raise ValueError(f"{key} must be printable text of at most {limit} characters")
-    return value
 
 
 def times_shown(exposure: Exposure, peer: PeerExposure) -> dict[str, int]:

@@ -30,6 +30,7 @@ def facts_of(consortium: Consortium, gathered: Gathered) -> RunFacts:
         digests={"agreement": digest(consortium), "plan": plan.digest, **_fingerprint(consortium)},
         software=gathered.software,
         optimizer=_optimizer(consortium),
+        beside=gathered.beside,
     )
 
 

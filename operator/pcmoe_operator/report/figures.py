@@ -3,21 +3,21 @@
 Everything here ends as JSON in `report.json`, in its own vocabulary; `page` only draws it.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pcmoe_operator.report.comparison import Baselines, comparison_of
+from pcmoe_operator.report.continuations import Continuation
 from pcmoe_operator.report.exposure import Exposure, share
+from pcmoe_operator.report.leaks import Leak, leak_figures
 from pcmoe_operator.report.parts import Part
-from pcmoe_operator.report.read import Round
+from pcmoe_operator.report.read import Round, finite, own_tensors, peak_above_imports
 from pcmoe_operator.report.timeline import Happening
 from pcmoe_operator.report.words import TENSORS
 
 FORMAT = "pcmoe-report/1"
 HOUR = 3600.0
-LARGEST_LOSS = 1e12
-"""A loss beyond it is none: it overflows what is computed from it."""
 Figures = dict[str, Any]
 
 
@@ -32,6 +32,16 @@ class Whole:
     shared_expert_parameters: int
     """Those of them in layers whose experts are shared out; the rest is in layers that everybody holds."""
     parameters: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """What was made beside the run, where somebody asked for it and it lies here."""
+
+    baselines: Baselines = field(default_factory=dict)
+    leaks: Mapping[str, Leak] = field(default_factory=dict)
+    """By participant."""
+    continuations: Mapping[str, Continuation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +62,7 @@ class Gathered:
     """What others than nodes tell."""
     settings: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=dict)
+    beside: Beside = field(default_factory=Beside)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +88,7 @@ class RunFacts:
     digests: Mapping[str, str]
     software: Mapping[str, str]
     optimizer: str
+    beside: Beside = field(default_factory=Beside)
 
 
 def figures_of(facts: RunFacts) -> Figures:
@@ -97,8 +109,11 @@ def figures_of(facts: RunFacts) -> Figures:
         "tokens": sum(r.tokens for rounds in facts.rounds.values() for r in rounds),
         "stepsSkipped": max((sum(r.steps_skipped for r in rs) for rs in facts.rounds.values()), default=0),
         "loss": {name: _loss(facts.rounds[name]) for name in here},
+        "baselines": comparison_of(facts.rounds, facts.beside.baselines),
+        "continuations": {name: asdict(each) for name, each in sorted(facts.beside.continuations.items())},
         "memory": _memory(facts, here),
         "traffic": _traffic(facts.rounds, names),
+        "leak": {name: leak_figures(each) for name, each in sorted(facts.beside.leaks.items())},
         "exposure": {name: _exposure(facts.exposures[name]) for name in sorted(facts.exposures)},
         "time": {name: _time(facts.rounds[name]) for name in here},
         "gpuHours": _gpu_hours(facts, here),
@@ -125,7 +140,7 @@ def _span(facts: RunFacts) -> Figures:
 
 
 def _loss(rounds: Sequence[Round]) -> Figures:
-    held_out = [_finite(r.held_out_loss) for r in rounds if r.held_out_loss is not None]
+    held_out = [finite(r.held_out_loss) for r in rounds if r.held_out_loss is not None]
     first, last = (held_out[0], held_out[-1]) if held_out else (None, None)
     change = None if first is None or last is None else last - first
     return {
@@ -133,22 +148,16 @@ def _loss(rounds: Sequence[Round]) -> Figures:
             {
                 "round": r.round,
                 "step": r.step,
-                "training": _finite(r.train_loss),
-                "heldOut": _finite(r.held_out_loss),
+                "training": finite(r.train_loss),
+                "heldOut": finite(r.held_out_loss),
             }
             for r in rounds
         ],
         "firstHeldOut": first,
         "lastHeldOut": last,
         "change": None if change is None else round(change, 6),
-        "changePercent": None if change is None or not first else _finite(round(100 * change / first, 2)),
+        "changePercent": None if change is None or not first else finite(round(100 * change / first, 2)),
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """A number that JSON has; what overflowed is none."""
-    usable = value is not None and math.isfinite(value) and abs(value) <= LARGEST_LOSS
-    return value if usable else None
 
 
 def _gpu_hours(facts: RunFacts, here: Sequence[str]) -> Figures:
@@ -214,13 +223,12 @@ def _memory(facts: RunFacts, here: Sequence[str]) -> Figures:
 def _own_memory(rounds: Sequence[Round], whole: int) -> Figures | None:
     if not rounds:
         return None
-    memory = rounds[-1].memory
-    total = sum(memory.tensors.values())
+    memory, total = rounds[-1].memory, own_tensors(rounds[-1])
     return {
         "tensors": ordered(memory.tensors),
         "total": total,
         "savingPercent": round(100 - percent(total, whole), 1),
-        "peakAboveBaseline": max(0, memory.peak_rss - memory.baseline_rss),
+        "peakAboveBaseline": peak_above_imports(rounds[-1]),
         "peakRss": memory.peak_rss,
         "baselineRss": memory.baseline_rss,
         "gpuPeak": memory.gpu_peak,
@@ -265,6 +273,7 @@ def _exposure(exposure: Exposure) -> Figures:
         "roundsAgain": exposure.again,
         "openViews": len(exposure.open_views),
         "refusedFrames": exposure.refused_frames,
+        "refusedConnections": exposure.refused_connections,
         "peers": {
             name: {
                 "tokensPercent": share(peer.tokens, exposure.tokens),

@@ -8,8 +8,11 @@ from typing import Any
 from pcmoe_operator import spec
 from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.errors import UsageError
+from pcmoe_operator.report.comparison import baselines_in
+from pcmoe_operator.report.continuations import continuations_in
 from pcmoe_operator.report.facts import facts_of
-from pcmoe_operator.report.figures import Gathered, RunFacts
+from pcmoe_operator.report.figures import Beside, Gathered, RunFacts
+from pcmoe_operator.report.leaks import leaks_in
 from pcmoe_operator.report.parts import part_in
 
 
@@ -25,6 +28,11 @@ def read_facts(folder: Path) -> RunFacts:
         events=part_in(folder / COORDINATOR / "log", COORDINATOR).events,
         settings={"CPU": f"{record['cores']} cores, {record['threads']} threads per node"},
         software=record["software"],
+        beside=Beside(
+            baselines=baselines_in(folder, consortium.names),
+            leaks=leaks_in(folder, consortium.names),
+            continuations=continuations_in(folder, consortium.names),
+        ),
     )
     return facts_of(consortium, gathered)
 

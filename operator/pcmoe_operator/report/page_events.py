@@ -5,6 +5,7 @@ from html import escape
 
 from pcmoe_operator.report import words
 from pcmoe_operator.report.figures import Figures
+from pcmoe_operator.report.html import card, part
 from pcmoe_operator.report.timeline import shown
 
 SHOWN = 200
@@ -19,10 +20,8 @@ def events_of(figures: Figures) -> str:
         return ""
     left_out = len(events) - SHOWN
     more = f" The first {left_out} are only in report.json." if left_out > 0 else ""
-    return (
-        f"<h2>What happened</h2>\n<p>{escape(words.EVENTS + more)}</p>"
-        f'<div class="card">{_strip(events, figures["span"])}<ol class="events">{_items(events[-SHOWN:])}</ol></div>'
-    )
+    listed = f'<ol class="events">{_items(events[-SHOWN:])}</ol>'
+    return part("What happened", words.EVENTS + more, card(_strip(events, figures["span"]) + listed))
 
 
 def _strip(events: Sequence[Figures], span: Figures) -> str:

@@ -4,6 +4,7 @@ Lines may come from a pod, and nobody says what runs there: types are strict, nu
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ MAX_SECONDS = 1e12
 MAX_KINDS = 64
 """Phases, kinds of tensors or peers in one record."""
 MAX_NAME = 40
+LARGEST_LOSS = 1e12
+"""A loss beyond it is none: it overflows what is computed from it."""
 Line = str | bytes | dict[str, Any]
 """A line of a journal, as text or read already."""
 Read = TypeVar("Read")
@@ -133,6 +136,30 @@ def seconds(given: Mapping[str, Any], key: str) -> float:
     if type(value) not in (int, float) or not 0 <= value <= MAX_SECONDS:
         raise ValueError(f"{key} must be seconds from 0 on")
     return float(value)
+
+
+def word(given: Mapping[str, Any], key: str, limit: int = MAX_NAME) -> str:
+    """One line of printable text; raises KeyError or ValueError."""
+    value = given[key]
+    if not isinstance(value, str) or printable(value, limit) != value:
+        raise ValueError(f"{key} must be printable text of at most {limit} characters")
+    return value
+
+
+def finite(value: float | None) -> float | None:
+    """A number that JSON has; what overflowed is none."""
+    usable = value is not None and math.isfinite(value) and abs(value) <= LARGEST_LOSS
+    return value if usable else None
+
+
+def own_tensors(one: Round) -> int:
+    """Bytes of all tensors at its end."""
+    return sum(one.memory.tensors.values())
+
+
+def peak_above_imports(one: Round) -> int:
+    """Largest resident bytes so far, less those after the imports."""
+    return max(0, one.memory.peak_rss - one.memory.baseline_rss)
 
 
 def _round(given: dict[str, Any]) -> Round:

@@ -1,5 +1,72 @@
 """What the report says besides figures: names of kinds, and sentences that must stay plain and true."""
 
+from collections.abc import Mapping
+
+SECTIONS: Mapping[str, tuple[str, str]] = {
+    "pays": ("Does it pay?", "for whoever decides"),
+    "work": ("Where did the time go?", "for whoever runs it"),
+    "privacy": ("What left, and who could read it?", "for the data-protection officer"),
+}
+"""Title, and for whom."""
+ARRANGEMENTS: Mapping[str, str] = {
+    "together": "together",
+    "alone-shard": "alone, same memory",
+    "alone-all": "alone, all experts",
+    "union": "one model, all text",
+}
+BASELINES = (
+    "Held-out loss after round {round}: from the same weights, on the same text in the same order, in as many steps. "
+    "“Alone, same memory” has only the experts that the plan gives the organisation, and its router's rows for those: "
+    "the same memory for tensors. “Alone, all experts” holds and trains all of them. “One model, all text” is one "
+    "process with one backbone on everybody's text: a reference, for partners may not pool their text."
+)
+NO_BASELINES = (
+    "Not measured. What each organisation would have reached alone is made by `pcmoe run --resume DIR --baselines`, on "
+    "the same text in the same order, where all data lie on one machine."
+)
+CONTINUATIONS = (
+    "How the starting model and each organisation's trained one go on from a prompt that somebody typed. An "
+    "impression, not a measurement; what is said is made up. A continuation may repeat text that was trained on: look "
+    "before you pass it on."
+)
+TOKENS: Mapping[str, str] = {
+    "ownToken": "The token itself, read from its hidden state",
+    "nextToken": "The next token, read from the gradient",
+}
+ATTACKS: Mapping[str, Mapping[str, str]] = {
+    "ownToken": {
+        "probe": "linear probe",
+        "probeUpperBound": "… taught with today's weights",
+        "mostFrequent": "floor: most frequent token",
+        "unigram": "floor: unigram",
+    },
+    "nextToken": {
+        "formula": "formula",
+        "probe": "linear probe",
+        "probeUpperBound": "… taught with today's weights",
+        "withoutGradients": "guess without gradients",
+        "mostFrequent": "floor: most frequent token",
+        "unigram": "floor: unigram",
+    },
+}
+LEAK = (
+    "Measured on the organisation's own text and machine; nothing was sent for it. Of the rows that one partner is "
+    "sent in a layer: the share whose token it can name. Floors are what guessing reaches without looking at any row. "
+    "Lower is safer."
+)
+MEASURE = (
+    "run `python -m pcmoe_node.leak --config DIR/NAME/config.json --output DIR/NAME/leak.json`, each on its own text, "
+    "then `pcmoe report DIR`."
+)
+NO_LEDGER = (
+    "No participant's ledger lies here: each keeps its own. `pcmoe exposure DIR` tells it where it lies."
+)
+REFUSED = (
+    "A frame or a connection is refused where it isn't what the agreement says. A round that was done once more after "
+    "a loss left the house again, and counts again above. A view whose end nobody wrote down goes on, or its process "
+    "was killed: at least this much left. Connections are those of the last process."
+)
+SETTINGS = "Partners with the same digests hold the same agreement and plan; `pcmoe agreement` prints it."
 TENSORS = {
     "backbone": "backbone, with experts of local layers",
     "experts": "experts",
@@ -24,8 +91,8 @@ PHASES = {
 """Older nodes say `host` and `wait`."""
 
 LOSS = (
-    "Mean loss per token on each organisation's own text; lower is better. Held-out documents are never "
-    "trained on. Round 0 is the starting model, before any training. All charts share one scale."
+    "Mean loss per token (cross-entropy, nats) on each organisation's own text; lower is better. Held-out documents "
+    "are never trained on. Round 0 is the starting model, before any training. All charts share one scale."
 )
 MEMORY_EXACT = (
     "The bars are exact: the bytes of all weights, gradients and optimizer state. They stand for "
@@ -44,7 +111,7 @@ TRAFFIC = (
     "Bytes that each organisation (row) sent to each other one (column), with padding, without TLS's own."
 )
 RECEIVED = "Where a participant's part is missing, its row is what the others received from it."
-TIME = "Seconds of each participant over all rounds."
+TIME = "Seconds of each participant over all rounds. Waiting is for partners and for the network alike."
 SHARED = "Participants of a local run share the processor: while one waits, the others compute."
 GPU_HOURS = ("GPU-hours trained", "GPU-hours held")
 MACHINES_GPU = (
