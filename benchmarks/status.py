@@ -5,7 +5,8 @@
 A real control plane with a namespace of consortia that have a status as an operator writes it, of four participants
 each; every third has something wrong. Each command is a new process on a pseudo-terminal of 120 columns, as somebody
 has it who looks: so the table is drawn too. Measured: all consortia; one; what of that is imports; the interpreter's
-start. Another process of the same machine makes all of it slower: say how busy it was.
+start; and how much of each is processor time of the command itself. Another process of the same machine makes all of it
+slower, processor time least: say how busy it was.
 
 Prints JSON: the medians, and every repeat. Needs the control plane's programs (`make cluster`).
 """
@@ -15,6 +16,7 @@ import fcntl
 import json
 import os
 import pty
+import resource
 import statistics
 import struct
 import subprocess
@@ -62,17 +64,22 @@ def main() -> None:
             "interpreter": [sys.executable, "-c", "pass"],
         }
         seconds: dict[str, list[float]] = {name: [] for name in commands}
+        processor: dict[str, list[float]] = {name: [] for name in commands}
         load = os.getloadavg()[0]
         for _ in range(options.repeats):
             for name, command in commands.items():
-                seconds[name].append(_timed(command, plane.kubeconfig))
+                took, used = _timed(command, plane.kubeconfig)
+                seconds[name].append(took)
+                processor[name].append(used)
     result: dict[str, Any] = {
         "consortia": options.consortia,
         "seconds": {name: round(statistics.median(each), 3) for name, each in seconds.items()},
+        "processorSeconds": {name: round(statistics.median(each), 3) for name, each in processor.items()},
         "worstSeconds": {name: round(max(each), 3) for name, each in seconds.items()},
         "repeats": {name: [round(each, 3) for each in found] for name, found in seconds.items()},
         "cores": os.cpu_count(),
         "loadBefore": round(load, 2),
+        "loadAfter": round(os.getloadavg()[0], 2),
     }
     text = json.dumps(result, indent=1)
     print(text)
@@ -148,8 +155,8 @@ def _status(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _timed(command: list[str], kubeconfig: Path) -> float:
-    """Seconds of a whole command on a terminal; it must end well."""
+def _timed(command: list[str], kubeconfig: Path) -> tuple[float, float]:
+    """Seconds of a whole command on a terminal, and its processor time; it must end well."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     environment = {
@@ -158,7 +165,7 @@ def _timed(command: list[str], kubeconfig: Path) -> float:
         "TERM": "xterm-256color",
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("operator", "node")),
     }
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _processor()
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = _all_of(ours)
@@ -167,7 +174,13 @@ def _timed(command: list[str], kubeconfig: Path) -> float:
     os.close(ours)
     if code:
         raise SystemExit(f"{command}: ended with {code}: {shown.decode(errors='replace')}")
-    return seconds
+    return seconds, _processor() - used
+
+
+def _processor() -> float:
+    """Processor seconds of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _all_of(terminal: int) -> bytes:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pcmoe_node.errors import ConfigError, IdentityError, ResourceError
+from pcmoe_node.errors import ConfigError, IdentityError, StorageError
 
 _ROUND = re.compile(r"round-(\d{6})")
 
@@ -56,6 +56,25 @@ class Membership:
     """The newest round it knows to be committed."""
 
 
+def membership_in(directory: Path) -> Membership:
+    """What the participant that stores its rounds there remembers; nothing yet where nothing is written."""
+    path = directory / "membership.json"
+    try:
+        found = Membership(**json.loads(path.read_text("utf-8")))
+        if not all(isinstance(number, int) and number >= 0 for number in (found.view, found.committed)):
+            raise ValueError("must be numbers")
+        return found
+    except FileNotFoundError:
+        return Membership()
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: can't be used: {type(error).__name__}") from error
+
+
+def round_folder(directory: Path, round_number: int) -> Path:
+    """Where a participant stores a round."""
+    return directory / f"round-{round_number:06d}"
+
+
 class Checkpoints:
     """The rounds one participant has stored."""
 
@@ -70,7 +89,7 @@ class Checkpoints:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
-            self.membership = self._read_membership()
+            self.membership = membership_in(directory)
         self._owner: str | None = None
 
     def claim(self, incarnation: str) -> None:
@@ -117,18 +136,6 @@ class Checkpoints:
             _fsync(self.directory)
         self.membership = now
         self._prune()
-
-    def _read_membership(self) -> Membership:
-        path = self.directory / "membership.json"
-        try:
-            found = Membership(**json.loads(path.read_text("utf-8")))
-            if not all(isinstance(number, int) and number >= 0 for number in (found.view, found.committed)):
-                raise ValueError("must be numbers")
-            return found
-        except FileNotFoundError:
-            return Membership()
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: can't be used: {type(error).__name__}") from error
 
     def finish(self, rounds: int) -> None:
         """Remember that all have stored the last of `rounds`, and nobody needs this participant any more."""
@@ -214,17 +221,17 @@ class Checkpoints:
             shutil.rmtree(gone)
 
     def _folder(self, round_number: int) -> Path:
-        return self.directory / f"round-{round_number:06d}"
+        return round_folder(self.directory, round_number)
 
 
 @contextmanager
 def _faults_of(path: Path, done: str) -> Iterator[None]:
-    """What the file system refuses, as a `ResourceError` that names path and reason."""
+    """What the file system refuses, as a `StorageError` that names path and reason."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ResourceError(f"{path}: can't be {done}: {reason}") from error
+        raise StorageError(f"{path}: can't be {done}: {reason}") from error
 
 
 def _fsync(path: Path) -> None:

@@ -7,6 +7,7 @@
     ├── IdentityError     67  who is who: certificates, CAs, TLS, a peer that holds another agreement
     ├── ProtocolError     68  a peer sent what the agreement forbids: malformed, out of bounds, non-finite
     ├── DivergedError     69  this participant's own numbers overflowed ten steps in a row
+    ├── StorageError      74  a round or a journal can't be written: mostly a disk that is full
     └── PeerLostError     75  a peer went away, fell silent, stood still or did not come back; starting again may help
 
 Exit code 0 means that everybody has stored the last round. A node that is told to stop ends with 143
@@ -43,7 +44,7 @@ class DataError(NodeError):
 
 
 class ResourceError(NodeError):
-    """Something this machine must have is missing: a model file, a GPU, a free port, disk space."""
+    """Something this machine must have is missing: a model file, a GPU, a free port."""
 
     exit_code = 66
 
@@ -64,6 +65,12 @@ class DivergedError(NodeError):
     """This participant's own losses or gradients were not finite ten steps in a row."""
 
     exit_code = 69
+
+
+class StorageError(NodeError):
+    """What must be kept can't be written, or made room for. Names the path, and what the system says."""
+
+    exit_code = 74
 
 
 class PeerLostError(NodeError):

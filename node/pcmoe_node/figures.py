@@ -125,7 +125,6 @@ class Figures:
     """When this process last heard of a commit (Unix seconds); after a resume, first when it started."""
     checkpoint_bytes: int | None = None
     checkpoint_seconds: float | None = None
-    checkpoint_failures: int = 0
     remote_share: float | None = None
     """Of the own rows of the last round, one per token and layer that is shared out: with a choice at a peer's."""
     peers_connected: int = 0

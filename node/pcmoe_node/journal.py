@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pcmoe_node.errors import ResourceError
+from pcmoe_node.errors import StorageError
 
 log = logging.getLogger("pcmoe")
 
@@ -26,7 +26,7 @@ class Journal:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResourceError(f"{directory}: can't be used for logs: {error.strerror}") from error
+            raise StorageError(f"{directory}: can't be used for logs: {error.strerror}") from error
         self._directory = directory
         for name in ("rounds.jsonl", "events.jsonl"):
             mend(directory / name)
@@ -40,7 +40,7 @@ class Journal:
         try:
             entry = {"time": time.time(), "kind": kind, "message": message[:MESSAGE_LIMIT]}
             self._append("events.jsonl", entry)
-        except ResourceError as error:
+        except StorageError as error:
             log.warning("event %s (%s) is not written down: %s", kind, message, error)
 
     def report(self, participant: str) -> bytes:
@@ -65,16 +65,16 @@ def mend(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ResourceError(f"{path}: can't be used: {error.strerror}") from error
+        raise StorageError(f"{path}: can't be used: {error.strerror}") from error
 
 
 def append(path: Path, record: Mapping[str, object], mode: int = 0o666) -> None:
-    """Add a line; `mode`: who may read the file if it is made now. Raises `ResourceError`."""
+    """Add a line; `mode`: who may read the file if it is made now. Raises `StorageError`."""
     try:
         with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise ResourceError(f"{path}: can't be written: {error.strerror}") from error
+        raise StorageError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def newest_lines(path: Path, limit: int) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import ProtocolError, ResourceError
+from pcmoe_node.errors import ProtocolError, StorageError
 from pcmoe_node.exchange.base import Kind, Presented, WireDtype
 from pcmoe_node.exchange.limits import Limits
 from pcmoe_node.exchange.wire import HEADER_SIZE
@@ -97,7 +97,7 @@ class Book:
         entry["refusedFrames"] = int(isinstance(error, ProtocolError))
         try:
             self._write("rest", entry)
-        except ResourceError as fault:
+        except StorageError as fault:
             if error is None:
                 raise
             log.error(

@@ -139,8 +139,6 @@ def _rounds(figures: Figures) -> Iterator[Metric]:
     yield _NODE.gauge("checkpoint_bytes", "Size of the last stored round.", figures.checkpoint_bytes)
     text = "How long storing the last round took."
     yield _NODE.gauge("checkpoint_seconds", text, figures.checkpoint_seconds)
-    text = "Rounds that could not be stored; ends the process."
-    yield _NODE.counter("checkpoint_failures", text, figures.checkpoint_failures)
 
 
 def _gpu(figures: Figures) -> Iterator[Metric]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pcmoe_node.accounts import Accounts
 from pcmoe_node.checkpoint import Checkpoints
 from pcmoe_node.coordination.seat import Seat
-from pcmoe_node.errors import ResourceError
 from pcmoe_node.exchange.base import Kind
 from pcmoe_node.gpu import GpuMeter
 from pcmoe_node.journal import Journal
@@ -83,12 +82,8 @@ def _store(run: Run, round_number: int) -> None:
     node.conductor.transport.progress("CHECKPOINT")
     run.tokens += node.tally.tokens
     began = time.monotonic()
-    try:
-        with node.conductor.clock.phase("checkpoint"):
-            size = run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
-    except ResourceError:
-        run.state.checkpoint_failures += 1
-        raise
+    with node.conductor.clock.phase("checkpoint"):
+        size = run.checkpoints.save(position(node, round_number, run.tokens), tensors(node))
     run.state.checkpoint_bytes, run.state.checkpoint_seconds = size, time.monotonic() - began
     run.standing = round_number
     run.seat.stored(run.checkpoints.rounds())

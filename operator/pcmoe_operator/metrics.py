@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import (
@@ -19,8 +19,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from pcmoe_operator.answers import items, text_at
 from pcmoe_operator.cluster import PATHS, ClusterError
 from pcmoe_operator.health import Health
+from pcmoe_operator.observe import EXIT_REASONS
+from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import State
 from pcmoe_operator.tracing import NO_ANSWER, VERBS, Call
 from pcmoe_operator.workqueue import WorkQueue
@@ -32,6 +35,15 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 NEW, OTHER = "new", "other"
 STATES = (NEW, "Invalid", *get_args(State), OTHER)
 """What a consortium's status may call it; anybody who may write a status can write any word there: `other`."""
+ENDED_BY = (
+    *sorted({reason.name for reason in EXIT_REASONS.values()}),
+    *(
+        each.name
+        for each in (Reason.BackoffLimitExceeded, Reason.CrashLoop, Reason.JobFailed, Reason.NodeError)
+    ),
+    OTHER,
+)
+"""Why the status of a consortium that has failed may say that it has; `other`: any other word."""
 ALL_VERBS = frozenset({"get", "list", "watch", *VERBS.values()})
 SERVED = frozenset(path.rpartition("/")[2] for path in PATHS.values())
 RESOURCES = SERVED | {f"{each}/status" for each in SERVED} | {"api", "apis", "openapi", "namespaces"}
@@ -125,6 +137,12 @@ class Metrics(Collector):
             ("state",),
             (((state,), count) for state, count in self._states().items()),
         )
+        yield _gauges(
+            "consortia_failed",
+            "Consortia that have failed, by the reason in their status; other: a word this operator doesn't know.",
+            ("reason",),
+            (((reason,), count) for reason, count in self._ends().items()),
+        )
         yield from self._of_watches()
 
     def _of_looks(self) -> Iterator[Metric]:
@@ -160,6 +178,23 @@ class Metrics(Collector):
             state = (each.get("status") or {}).get("state") or NEW
             found[state if state in STATES else OTHER] += 1
         return found
+
+    def _ends(self) -> Mapping[str, int]:
+        """Failed consortia, counted as in `_states`."""
+        found = dict.fromkeys(ENDED_BY, 0)
+        for each in self.world.consortia.values() if self.world else ():
+            status = each.get("status") or {}
+            if status.get("state") == "Failed":
+                found[_reason_of(status)] += 1
+        return found
+
+
+def _reason_of(status: Mapping[str, Any]) -> str:
+    """Why a consortium has failed, in the one word of its status; anybody who may write one can write any there."""
+    conditions = items(dict(status), "conditions")
+    failed = (each for each in conditions if each.get("type") == "Failed" and each.get("status") == "True")
+    reason = text_at(next(failed, {}), "reason")
+    return reason if reason in ENDED_BY else OTHER
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

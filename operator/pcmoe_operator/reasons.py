@@ -114,6 +114,10 @@ class Reason(Enum):
         "its own numbers overflowed in ten steps in a row",
         "lower learningRate or raise warmupSteps, then raise spec.attempt",
     )
+    StorageFailed = (
+        "what it must keep can't be written",
+        "make its volume larger, or mend it, then raise spec.attempt",
+    )
     InternalError = ("an error inside the program", "report it with the node's log, then raise spec.attempt")
     PeerLost = ("it lost a peer", "look at that one's log; it is started again and waits")
     NodeError = ("its node ended with an unknown exit code", "look at its log")

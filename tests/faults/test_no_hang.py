@@ -109,7 +109,7 @@ def test_a_lost_peer_that_does_not_come_back_ends_the_others_when_waiting_is_ove
 
 def test_a_full_disk_ends_everybody_naming_whose_and_why(tmp_path: Path) -> None:
     with running(configs_of(tmp_path, policy="Wait"), lyon="store@2=ENOSPC") as consortium:
-        all_end(consortium, 66, "No space left on device", 90.0, (0, 1, 2))
+        all_end(consortium, 74, "No space left on device", 90.0, (0, 1, 2))
         assert "lyon ended the run" in consortium.nodes[0].last_error()
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_may_grow_no_further_is_a_full_disk(tmp_path: Path) -> None:
             consortium.nodes[1].start()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        all_end(consortium, 66, "can't be stored", 90.0, (0, 1))
+        all_end(consortium, 74, "can't be stored", 90.0, (0, 1))
         assert "berlin ended the run" in consortium.nodes[0].last_error()
 
 

@@ -180,5 +180,6 @@ def _alert(name: str, labels: Mapping[str, str]) -> str:
 
 
 def at_once(rules: str, seconds: int = 2) -> str:
-    """The same rules, but what has to be so for minutes has to be so for seconds."""
-    return re.sub(r"(?m)^( +for:) \S+$", rf"\1 {seconds}s", rules)
+    """The same rules, but what has to be so for minutes has to be so for seconds, and so does a wait in the queue."""
+    shorter = re.sub(r"(?m)^( +for:) \S+$", rf"\1 {seconds}s", rules)
+    return re.sub(r"(_queue_oldest_seconds\)) > \d+", rf"\1 > {seconds}", shorter)

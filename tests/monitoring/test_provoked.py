@@ -4,6 +4,7 @@ The rules are the chart's, but what has to be so for minutes has to be so for se
 """
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,17 +13,16 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from tests.cluster.plane import ControlPlane
 from tests.exchange.strangers import authority_of, certificate, install
-from tests.faults.consortium import Consortium, running, through_proxies
+from tests.faults.consortium import Consortium, Process, running, through_proxies
 from tests.faults.proxy import FaultProxy
-from tests.integration.operating import Operated, operated
+from tests.monitoring import gpu_node
+from tests.monitoring.gpu_node import GIB, TOTAL, steer
 from tests.monitoring.prometheus import Prometheus, Target, at_once
-from tests.monitoring.trained import configs_of, overflowing, targets
+from tests.monitoring.trained import SOON_TOO_FAST, configs_of, overflowing, targets
 from tools.dashboards.__main__ import FOLDER
 
 AMSTERDAM, BERLIN = 0, 1
-OPERATOR = "pcmoe-system"
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -67,6 +67,21 @@ class Starter:
         consortium = Consortium(rerouted, coordinator_listen=configs[0].coordinator.endpoint)
         self._stack.enter_context(consortium).start()
         return self._watched(consortium, 7), proxies
+
+    def train_too_fast(self) -> Watched:
+        """A consortium that soon unlearns; large hidden states are agreed to be right."""
+        configs = configs_of(self._folder, training={"optimizer": SOON_TOO_FAST}, max_abs=1e30)
+        return self._watched(self._stack.enter_context(running(configs)), 0)
+
+    def train_alone_on_a_gpu(self, steering: Path) -> Watched:
+        """One node, amsterdam, whose GPU says what is in the file; see `gpu_node`."""
+        consortium = self._stack.enter_context(Consortium(configs_of(self._folder, participants=1)))
+        [real] = consortium.nodes
+        config = real.log_file.with_name("config.json")
+        command = [sys.executable, gpu_node.__file__, str(steering), "--config", str(config)]
+        consortium.nodes = [Process(real.name, real.log_file, lambda _fault: command)]
+        consortium.start()
+        return self._watched(consortium, 1)
 
     def _watched(self, consortium: Consortium, rounds: int) -> Watched:
         prometheus = self.watch(targets(consortium))
@@ -164,21 +179,28 @@ def test_numbers_that_overflow_are_told_while_steps_are_skipped(started: Starter
         assert node.wait(60) == 69, here.consortium.everything()
 
 
-def test_a_consortium_that_failed_and_an_operator_that_is_gone_are_told(
-    own_plane: ControlPlane, started: Starter, tmp_path: Path
-) -> None:
-    with own_plane.namespace() as namespace, operated(own_plane, namespace, tmp_path, Operated) as operator:
-        listen = f"127.0.0.1:{operator.settings()['metricsPort']}"
-        page = Target(listen=listen, labels={"namespace": OPERATOR, "pod": "pcmoe-operator-x"})
-        prometheus = started.watch([page])
-        operator.apply()
-        operator.all_pods()
-        prometheus.until_over("PCMoENoOperatorLeads")
-        operator.annotate("lyon", outcome="fail:66")
-        prometheus.until_fires("PCMoEConsortiumFailed", namespace=OPERATOR)
-        operator.change(attempt=2)
-        prometheus.until_over("PCMoEConsortiumFailed")
-        operator.kill()
-        prometheus.until_fires("PCMoENoOperatorLeads")
-        operator.start()
-        prometheus.until_over("PCMoENoOperatorLeads")
+def test_a_loss_that_rises_again_is_told(started: Starter) -> None:
+    here = started.train_too_fast()
+    here.prometheus.until_fires("PCMoELossDiverges", participant="amsterdam")
+    here.prometheus.until_fires("PCMoELossDiverges", participant="berlin")
+    [(_, lowest)] = here.prometheus.query('min_over_time(pcmoe_node_held_out_loss{participant="berlin"}[7d])')
+    [(_, loss)] = here.prometheus.query('pcmoe_node_held_out_loss{participant="berlin"}')
+    assert loss > 1.5 * lowest
+    assert "PCMoELossNotFinite" not in here.prometheus.firing()
+
+
+def test_a_gpu_that_is_full_counts_errors_or_is_gone_is_told(started: Starter, tmp_path: Path) -> None:
+    steering = tmp_path / "gpu.json"
+    steer(steering)
+    here = started.train_alone_on_a_gpu(steering)
+    here.prometheus.until('pcmoe_node_gpu_info{state="ok"} == 1')
+    here.prometheus.until('pcmoe_node_gpu_errors_total{kind="ecc_uncorrected"} == 1')
+    steer(steering, used=TOTAL - 2 * GIB, uncorrected=2)
+    here.prometheus.until_fires("PCMoEGPUMemoryFull", participant="amsterdam")
+    here.prometheus.until_fires("PCMoEGPUErrors", participant="amsterdam")
+    assert "PCMoEGPULost" not in here.prometheus.firing()
+    steer(steering, lost=True)
+    here.prometheus.until_fires("PCMoEGPULost", participant="amsterdam")
+    here.prometheus.until_over("PCMoEGPUMemoryFull")
+    steer(steering)
+    here.prometheus.until_over("PCMoEGPULost")

@@ -1,6 +1,6 @@
 """Real nodes and a real coordinator that train, as what Kubernetes would show of them to Prometheus."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,26 @@ TRANSPORT = {
     "on_peer_loss": "Wait",
 }
 
+SOON_TOO_FAST = {
+    "learning_rate": 5.0,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "epsilon": 1e-8,
+    "weight_decay": 0.2,
+    "warmup_steps": 500,
+    "decay": "Constant",
+    "max_grad_norm": 1.0,
+}
+"""An absurd rate of learning, reached slowly: the loss falls within 50 steps, then rises, and nothing overflows."""
 
-def configs_of(folder: Path, participants: int = 2, **transport: float) -> list[NodeConfig]:
-    """Small nodes that train for longer than any test waits; `transport` changes what is agreed of it."""
+
+def configs_of(
+    folder: Path, participants: int = 2, training: Mapping[str, Any] | None = None, **transport: float
+) -> list[NodeConfig]:
+    """Small nodes that train for longer than any test waits; the rest changes what is agreed."""
     fields = architecture("olmoe", num_hidden_layers=1)
     overrides: dict[str, Any] = {
-        "training": TRAINING,
+        "training": {**TRAINING, **(training or {})},
         "transport": {**TRANSPORT, **transport},
         "dataset": {"held_out_percent": 30},
     }

@@ -18,7 +18,7 @@ from tests.training.small import architecture, small_configs
 
 from pcmoe_node import checkpoint
 from pcmoe_node.checkpoint import Checkpoints, Membership
-from pcmoe_node.errors import ConfigError, IdentityError, ResourceError
+from pcmoe_node.errors import ConfigError, IdentityError, StorageError
 from pcmoe_node.participant import frozen_digest, order_secret, stored_position
 
 
@@ -114,7 +114,7 @@ def test_the_secret_and_the_weights_are_readable_by_the_owner_only(tmp_path: Pat
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")]
 )
-def test_a_full_disk_is_a_resource_error_with_path_and_reason_and_spoils_nothing(
+def test_a_full_disk_is_a_storage_error_with_path_and_reason_and_spoils_nothing(
     where: str, number: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = stored(tmp_path, 1, 2)
@@ -124,7 +124,7 @@ def test_a_full_disk_is_a_resource_error_with_path_and_reason_and_spoils_nothing
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint if where == "save_file" else os, where, fail)
-        with pytest.raises(ResourceError) as caught:
+        with pytest.raises(StorageError) as caught:
             checkpoints.save(position_of(3), tensors_of(3))
     assert str(caught.value) == f"{tmp_path / 'round-000003'}: can't be stored: {reason}"
     again = stored(tmp_path)
@@ -135,7 +135,7 @@ def test_a_full_disk_is_a_resource_error_with_path_and_reason_and_spoils_nothing
 
 
 @pytest.mark.parametrize("name", ["unlink", "rmdir"])
-def test_old_rounds_that_cannot_be_removed_are_a_resource_error(
+def test_old_rounds_that_cannot_be_removed_are_a_storage_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = stored(tmp_path, 1, 2)
@@ -144,15 +144,15 @@ def test_old_rounds_that_cannot_be_removed_are_a_resource_error(
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, name, fail)
-    with pytest.raises(ResourceError, match="Permission denied"):
+    with pytest.raises(StorageError, match="Permission denied"):
         checkpoints.save(position_of(3), tensors_of(3))
-    with pytest.raises(ResourceError, match="Permission denied"):
+    with pytest.raises(StorageError, match="Permission denied"):
         checkpoints.drop_after(1)
 
 
-def test_a_folder_that_cannot_be_made_is_a_resource_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ResourceError, match=r"file/below: .*Not a directory"):
+    with pytest.raises(StorageError, match=r"file/below: .*Not a directory"):
         Checkpoints(tmp_path / "file" / "below", 2)
 
 

@@ -17,7 +17,7 @@ from tests.training.small import architecture, outcomes, small_configs
 from pcmoe_node.__main__ import run_node
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.coordination.table import LocalTable
-from pcmoe_node.errors import PeerLostError, ResourceError
+from pcmoe_node.errors import PeerLostError, StorageError
 from pcmoe_node.exchange.base import Header, Kind, Message, WireDtype
 from pcmoe_node.journal import Journal
 from pcmoe_node.ledger import Ledger
@@ -246,7 +246,7 @@ def test_a_ledger_that_can_not_be_written_ends_the_run(tmp_path: Path) -> None:
     (config,) = small_configs(tmp_path, 1, architecture("olmoe", num_hidden_layers=1))
     (Path(config.log_directory) / FILE).mkdir(parents=True)
     (error,) = outcomes([config])
-    assert isinstance(error, ResourceError)
+    assert isinstance(error, StorageError)
     assert FILE in str(error)
 
 

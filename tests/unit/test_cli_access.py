@@ -126,6 +126,30 @@ def test_the_first_of_several_files_counts_and_paths_are_relative_to_their_file(
     assert other.headers() == {"Authorization": f"Basic {base64.b64encode(b'u:p').decode()}"}
 
 
+def test_a_file_before_all_others_may_choose_the_context_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.write_text("current-context: b\n")
+    first = kubeconfig(tmp_path / "a", "http://a.example", {}, name="a")
+    second = kubeconfig(tmp_path / "b", "http://b.example", {}, name="b")
+    monkeypatch.setenv("KUBECONFIG", f"{chosen}:{first}:{second}")
+    assert find_way().server == "http://b.example"
+
+
+def test_who_asks_in_the_name_of_another_does_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = {"token": "t", "as": "system:serviceaccount:hospital:reader", "as-groups": ["viewers"]}
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "a", "http://a.example", user)))
+    assert find_way().headers() == {
+        "Authorization": "Bearer t",
+        "Impersonate-User": "system:serviceaccount:hospital:reader",
+        "Impersonate-Group": "viewers",
+    }
+    kubeconfig(tmp_path / "a", "http://a.example", {**user, "as-groups": ["viewers", "keepers"]})
+    with pytest.raises(UsageError, match="more than one group is not supported"):
+        find_way()
+
+
 def test_a_context_that_is_not_there_is_told_with_those_that_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

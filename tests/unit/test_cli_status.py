@@ -17,8 +17,8 @@ from pcmoe_operator.remote.verdict import verdict_of
 
 ENDING = (
     Reason.ConfigurationRefused, Reason.DatasetUnreadable, Reason.ResourceMissing, Reason.IdentityRefused,
-    Reason.ProtocolBroken, Reason.Diverged, Reason.InternalError, Reason.BackoffLimitExceeded, Reason.CrashLoop,
-    Reason.JobFailed, Reason.NodeError,
+    Reason.ProtocolBroken, Reason.Diverged, Reason.StorageFailed, Reason.InternalError, Reason.BackoffLimitExceeded,
+    Reason.CrashLoop, Reason.JobFailed, Reason.NodeError,
 )  # fmt: skip
 """Reasons of the condition Failed."""
 UNSAID = (

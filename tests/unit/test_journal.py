@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pcmoe_node import journal as module
-from pcmoe_node.errors import PeerLostError, ResourceError
+from pcmoe_node.errors import PeerLostError, StorageError
 from pcmoe_node.exchange import wire
 from pcmoe_node.exchange.inbox import relayed
 from pcmoe_node.journal import MESSAGE_LIMIT, REPORT_LINES, Journal
@@ -37,13 +37,13 @@ def test_the_journal_appends_one_object_per_line(tmp_path: Path) -> None:
     assert [json.loads(line)["message"] for line in events] == ["berlin\nfell silent"] * 2
 
 
-def test_a_journal_that_cannot_be_written_is_a_resource_error_naming_it(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_is_a_storage_error_naming_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     (tmp_path / "rounds.jsonl").mkdir()
-    with pytest.raises(ResourceError, match=r"rounds\.jsonl: can't be written: Is a directory"):
+    with pytest.raises(StorageError, match=r"rounds\.jsonl: can't be written: Is a directory"):
         journal.round({"round": 1})
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"file: .*File exists"):
+    with pytest.raises(StorageError, match=r"file: .*File exists"):
         Journal(tmp_path / "file")
 
 

@@ -48,7 +48,6 @@ NODE = {
     "remote_token_share": ("gauge", ""),
     "checkpoint_bytes": ("gauge", ""),
     "checkpoint_seconds": ("gauge", ""),
-    "checkpoint_failures_total": ("counter", ""),
     "gpu_info": ("gauge", "state"),
     "torch_allocated_bytes": ("gauge", ""),
     "torch_reserved_bytes": ("gauge", ""),
@@ -128,7 +127,7 @@ def full() -> State:
     state.tokens, state.tokens_trained = 153_600, 160_000
     state.seconds = {phase: float(number) for number, phase in enumerate(SPENT_ON, 1)}
     state.usual_round_seconds, state.last_commit = 61.5, 1.8e9
-    state.checkpoint_bytes, state.checkpoint_seconds, state.checkpoint_failures = 4096, 1.5, 1
+    state.checkpoint_bytes, state.checkpoint_seconds = 4096, 1.5
     state.remote_share, state.tensor_bytes = 0.75, 8192
     state.traffic = {"lyon": Traffic(10, 20, 1, 2, 3), "porto": Traffic(5, 6, 1, 1, 1)}
     state.replies = {"lyon": Replies(1.5, 30), "porto": Replies(0.5, 30)}
@@ -212,7 +211,7 @@ def test_the_figures_are_those_of_the_state() -> None:
     assert found["requests_in_flight", ""] == 3 and found["in_flight_limit", ""] == 4
     assert found["usual_round_seconds", ""] == 61.5 and found["last_commit_timestamp_seconds", ""] == 1.8e9
     assert found["checkpoint_bytes", ""] == 4096 and found["checkpoint_seconds", ""] == 1.5
-    assert found["checkpoint_failures_total", ""] == 1 and found["remote_token_share", ""] == 0.75
+    assert found["remote_token_share", ""] == 0.75
     assert found["gpu_power_watts", ""] == 412.5 and found["gpu_errors_total", "ecc_corrected"] == 2
     assert found["tensor_bytes", ""] == 8192 and found["build_info", VERSION] == 1
     assert 0 < found["resident_memory_bytes", ""] <= found["resident_memory_peak_bytes", ""] * 1.1

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pcmoe_operator.cluster import ClusterError
 from pcmoe_operator.health import Health
-from pcmoe_operator.metrics import FAILURES, STATES, Metrics, failure_of
+from pcmoe_operator.metrics import ENDED_BY, FAILURES, STATES, Metrics, failure_of
+from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import State
 from pcmoe_operator.tracing import Call
 from pcmoe_operator.workqueue import WorkQueue
@@ -78,6 +79,50 @@ def test_a_state_that_somebody_else_wrote_makes_no_new_series(metrics: Metrics) 
     metrics.world = world_of('x"}\n', "running", 5, ["a"])
     assert values(metrics, "consortia")["other",] == 4
     assert len(values(metrics, "consortia")) == len(STATES)
+
+
+def failed(reason: Any, condition: str = "Failed", truth: str = "True") -> dict[str, Any]:
+    """The status of a consortium that has failed for a reason."""
+    return {"state": "Failed", "conditions": [{"type": condition, "status": truth, "reason": reason}]}
+
+
+def test_why_consortia_have_failed_is_shown_from_the_start_and_counted(metrics: Metrics) -> None:
+    assert values(metrics, "consortia_failed") == {(reason,): 0.0 for reason in ENDED_BY}
+    assert len(ENDED_BY) == len(set(ENDED_BY))
+    assert set(ENDED_BY) - {"other"} <= set(Reason.__members__)
+    world = metrics.world = world_of("Running", "Completed", None)
+    going = {**failed("StorageFailed"), "state": "Running"}
+    for number, status in enumerate(
+        [failed("StorageFailed"), failed("StorageFailed"), failed("CrashLoop"), going]
+    ):
+        world.saw("ADDED", consortium(f"failed-{number}", status))
+    shown = values(metrics, "consortia_failed")
+    assert (shown["StorageFailed",], shown["CrashLoop",]) == (2.0, 1.0)
+    assert sum(shown.values()) == values(metrics, "consortia")["Failed",] == 3
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        failed('x"}\n'),
+        failed(["a"]),
+        failed(None),
+        failed("Training"),
+        failed("StorageFailed", truth="False"),
+        failed("StorageFailed", condition="Ready"),
+        {"state": "Failed"},
+        {"state": "Failed", "conditions": "none"},
+        {"state": "Failed", "conditions": [1, {}]},
+    ],
+)
+def test_an_end_that_somebody_else_wrote_makes_no_new_series(
+    status: dict[str, Any], metrics: Metrics
+) -> None:
+    world = metrics.world = World(lambda _key: None)
+    world.saw("ADDED", consortium("one", status))
+    shown = values(metrics, "consortia_failed")
+    assert shown["other",] == sum(shown.values()) == 1
+    assert len(shown) == len(ENDED_BY)
 
 
 def test_every_state_that_a_status_can_have_is_known() -> None:

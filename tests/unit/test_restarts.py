@@ -44,10 +44,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         (Policy.WAIT, 139, [0.5, 2.0, 8.0, None, None]),
         (Policy.WAIT, 143, [0.5, 2.0, 8.0, None, None]),
         (Policy.WAIT, 75, [0.5, 2.0, 8.0, None, None]),
-        *((Policy.WAIT, code, [None] * 5) for code in (0, 1, 2, *range(64, 71))),
+        *((Policy.WAIT, code, [None] * 5) for code in (0, 1, 2, *range(64, 71), 74)),
         *((Policy.FAIL, code, [None] * 5) for code in (0, 1, 65, 70, 75, 137, 139, 143)),
         *((Policy.COORDINATOR, code, [0.5, 2.0, 8.0, 8.0, 8.0]) for code in (0, 70, 75, 137, 143)),
-        *((Policy.COORDINATOR, code, [None] * 5) for code in (1, 2, 64, 65, 66, 67, 68, 69)),
+        *((Policy.COORDINATOR, code, [None] * 5) for code in (1, 2, 64, 65, 66, 67, 68, 69, 74)),
     ],
 )
 def test_what_follows_an_end_depends_on_code_tries_and_policy(

@@ -4,7 +4,7 @@ The builders are those for Grafana 10.1, the oldest that is looked after; newer 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from grafana_foundation_sdk.builders import common as common_builders
@@ -40,6 +40,10 @@ class Shown:
     """What is said instead of a value."""
     none: str = "–"
     """What is said where there is no value."""
+    colours: Mapping[str, str] = field(default_factory=dict)
+    """Of some lines, by legend."""
+    legend_only: bool = False
+    """What is shown of a number is its legend."""
 
 
 class Board:
@@ -115,6 +119,11 @@ class Board:
             )
             .fill_opacity(60 if stacked else 0)
         )
+        for legend, colour in shown.colours.items():
+            fixed = dashboard.DynamicConfigValue(
+                id_val="color", value={"mode": "fixed", "fixedColor": colour}
+            )
+            panel = panel.override_by_name(legend, [fixed])
         if stacked:
             panel = panel.stacking(common_builders.StackingConfig().mode(common.StackingMode.NORMAL))
         if shown.least is not None:
@@ -140,6 +149,8 @@ class Board:
         )
         if shown.names:
             panel = panel.mappings([_words(shown.names)])
+        if shown.legend_only:
+            panel = panel.text_mode(common.BigValueTextMode.NAME)
         return self._add(panel.unit(shown.unit), title, description, queries, width, 4)
 
     def states(

@@ -178,7 +178,7 @@ def _slow(board: Board) -> None:
     replies = speed("pcmoe_node_reply_seconds_total", HERE, "peer", LATELY)
     count = speed("pcmoe_node_replies_total", HERE, "peer", LATELY)
     board.lines(
-        "Seconds until a peer's reply",
+        "Time until a peer's reply",
         "From sending a request to taking up the answer, mean over 15 minutes and all askers here,"
         " by who answers.",
         {"{{peer}}": f"{replies} / ({count} > 0)"},
@@ -186,8 +186,9 @@ def _slow(board: Board) -> None:
     )
     board.lines(
         "Round trips",
-        "Smoothed round trip of TCP, from each participant here to each peer.",
-        {"{{participant}} → {{peer}}": f"max by (participant, peer) (pcmoe_node_peer_rtt_seconds{{{HERE}}})"},
+        "Smoothed round trip of TCP to each peer, from the participant here that is farthest from it. On a busy"
+        " machine a few milliseconds are its own.",
+        {"to {{peer}}": f"max by (peer) (pcmoe_node_peer_rtt_seconds{{{HERE}}})"},
         Shown(unit="s", least=0),
     )
     board.lines(
@@ -205,16 +206,16 @@ def _traffic(board: Board) -> None:
     board.row("What goes over the network?")
     board.lines(
         "Sent per second",
-        "Bytes that each participant sends, padding included, mean over 15 minutes; told at the"
-        " end of a round.",
+        "Bytes that each participant sends, padding included, told at the end of a round. A mean over 15"
+        " minutes, so it rises slowly after a start.",
         {"{{participant}}": speed("pcmoe_node_sent_bytes_total", HERE, over=LATELY)},
         Shown(unit="Bps"),
         stacked=True,
     )
     board.lines(
         "Received per second",
-        "Bytes that each participant receives, padding included, mean over 15 minutes; told at the"
-        " end of a round.",
+        "Bytes that each participant receives, padding included, told at the end of a round. A mean over 15"
+        " minutes, so it rises slowly after a start.",
         {"{{participant}}": speed("pcmoe_node_received_bytes_total", HERE, over=LATELY)},
         Shown(unit="Bps"),
         stacked=True,

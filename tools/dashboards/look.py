@@ -4,7 +4,7 @@
         [--set consortium=pilot]
 
 Variables that are not set are the first value that there is. Plain: no zoom, no refresh; a stack of areas is drawn as
-lines, each on top of the one before.
+lines, each from zero, and a limit is drawn only where lines come near it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ SECONDS = 10.0
 """Deadline of one query."""
 POINTS = 200
 """Of a line."""
+NEAR = 2
+"""A limit is drawn that is at most so many times what the lines reach."""
 COLOURS = ("blue", "amber", "teal", "violet", "rose", "grey", "good", "bad")
 STEPS: Mapping[str, Sequence[tuple[float, str]]] = {
     "bytes": ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1, "B")),
@@ -43,9 +45,17 @@ STEPS: Mapping[str, Sequence[tuple[float, str]]] = {
     "celsius": ((1, "°C"),),
 }
 EXTRA = "\n".join(
-    f".line.c{index} {{ stroke: var(--{name}); }} .dot.c{index}, .key.c{index} {{ fill: var(--{name});"
-    f" background: var(--{name}); }}"
-    for index, name in enumerate(COLOURS)
+    [
+        ".charts .bar { grid-template-columns: 8em 1fr 9em; } .charts .bar .name { display: block; "
+        "overflow-wrap: anywhere; font-size: .8rem; }",
+        ".line.limit { stroke: var(--bad); stroke-dasharray: 5 4; } .dot.limit { display: none; } "
+        ".key.limit { background: var(--bad); }",
+        *(
+            f".line.c{index} {{ stroke: var(--{name}); }} .dot.c{index}, .key.c{index} {{ fill: var(--{name});"
+            f" background: var(--{name}); }}"
+            for index, name in enumerate(COLOURS)
+        ),
+    ]
 )
 CSS_NAMES = {"light-blue": "lightblue", "super-light-blue": "powderblue", "text": "grey"}
 """Of Grafana's colours, where they are called otherwise."""
@@ -76,6 +86,13 @@ class Source:
         return [
             (_legend(legend, each["metric"]), [(at, float(value)) for at, value in each["values"]])
             for each in self.ask("query_range", query=expression, **span)["result"]
+        ]
+
+    def now(self, expression: str, legend: str) -> list[Series]:
+        """Every series that an expression has now."""
+        return [
+            (_legend(legend, each["metric"]), [(each["value"][0], float(each["value"][1]))])
+            for each in self.ask("query", query=expression)["result"]
         ]
 
 
@@ -123,13 +140,15 @@ def filled(expression: str, chosen: Mapping[str, str]) -> str:
 
 
 def _panel(source: Source, panel: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
+    asked = source.now if panel["type"] == "table" else source.over_time
     series = [
         each
         for target in panel["targets"]
-        for each in source.over_time(filled(target["expr"], chosen), target["legendFormat"])
+        for each in asked(filled(target["expr"], chosen), target["legendFormat"])
     ]
     draw = {"stat": _numbers, "state-timeline": _bands, "table": _rows}.get(panel["type"], _lines)
-    inner = draw(panel, series, source) if series else "<p class='soft'>no data</p>"
+    nothing = panel["fieldConfig"]["defaults"].get("noValue", "no data")
+    inner = draw(panel, series, source) if series else f"<p class='soft empty'>{escape(nothing)}</p>"
     title, text = escape(panel["title"]), escape(panel["description"])
     return (
         f"<figure class='card'><h3>{title}</h3>{inner}<figcaption class='note'>{text}</figcaption></figure>"
@@ -137,35 +156,60 @@ def _panel(source: Source, panel: Mapping[str, Any], chosen: Mapping[str, str]) 
 
 
 def _lines(panel: Mapping[str, Any], series: Sequence[Series], source: Source) -> str:
-    stacked = panel["fieldConfig"]["defaults"].get("custom", {}).get("stacking", {}).get("mode") == "normal"
     begin = time.time() - 60 * source.minutes
     top = max(
         (abs(value) for _, points in series for _, value in points if math.isfinite(value)), default=0.0
     )
     factor, unit = _step(panel, top)
-    below: dict[float, float] = {}
-    lines = []
-    for number, (name, points) in enumerate(series):
-        if stacked:
-            points = [(at, below.get(at, 0.0) + value) for at, value in points]
-            below |= dict(points)
-        drawn = [((at - begin) / 60, value / factor) for at, value in points]
-        lines.append(Line(label=name, style=f"c{number % len(COLOURS)}", points=drawn))
-    scale = Scale.of(lines)
-    keys = "".join(f"<li><i class='key {line.style}'></i>{escape(line.label)}</li>" for line in lines)
+    lines = [
+        Line(
+            label=name,
+            style=f"c{number % len(COLOURS)}",
+            points=[((at - begin) / 60, value / factor) for at, value in points],
+        )
+        for number, (name, points) in enumerate(series)
+    ]
+    lines += [
+        Line(
+            label=f"limit {_number(limit / factor)}",
+            style="limit",
+            points=[(0, limit / factor), (source.minutes, limit / factor)],
+        )
+        for limit in _limits(panel)
+        if limit <= NEAR * top
+    ]
+    keys = "".join(f"<li><i class='key {line.style}'></i>{escape(_key(line))}</li>" for line in lines)
     return (
-        line_chart(panel["title"], lines, scale, f"minutes; {unit}" if unit else "minutes")
+        line_chart(panel["title"], lines, _scale(panel, lines), "minutes", unit)
         + f"<ul class='legend'>{keys}</ul>"
     )
 
 
+def _key(line: Line) -> str:
+    """A line's name and its newest value; a limit's name has it already."""
+    return line.label if line.style == "limit" else f"{line.label} {_number(line.points[-1][1])}"
+
+
+def _limits(panel: Mapping[str, Any]) -> list[float]:
+    steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", ())
+    return [step["value"] for step in steps if step["value"] is not None]
+
+
+def _scale(panel: Mapping[str, Any], lines: Sequence[Line]) -> Scale:
+    """With the axis beginning where the panel has it begin."""
+    found, least = Scale.of(lines), panel["fieldConfig"]["defaults"].get("min")
+    return found if least is None else replace(found, y_min=least, y_max=max(found.y_max, least + 0.01))
+
+
 def _numbers(panel: Mapping[str, Any], series: Sequence[Series], _source: Source) -> str:
     names = _names(panel)
+    legend_only = panel["options"].get("textMode") == "name"
     tiles = []
     for legend, points in series:
         value = points[-1][1]
         factor, unit = _step(panel, abs(value))
         text = names.get(f"{value:g}", ("", ""))[0] or f"{_number(value / factor)} {unit}"
+        text, legend = (legend, "") if legend_only else (text, legend)
         tiles.append(f"<p class='tile'><b>{escape(text)}</b><span>{escape(legend)}</span></p>")
     return f"<div class='grid2'>{''.join(tiles)}</div>"
 
@@ -187,9 +231,8 @@ def _bands(panel: Mapping[str, Any], series: Sequence[Series], _source: Source) 
     return "".join(rows)
 
 
-def _rows(panel: Mapping[str, Any], series: Sequence[Series], source: Source) -> str:
-    newest = max(points[-1][0] for _, points in series)
-    return table(["now"], [[legend] for legend, points in series if points[-1][0] == newest])
+def _rows(_panel: Mapping[str, Any], series: Sequence[Series], _source: Source) -> str:
+    return table(["now"], [[legend] for legend, _ in series])
 
 
 def _names(panel: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -211,6 +254,8 @@ def _names(panel: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def _step(panel: Mapping[str, Any], value: float) -> tuple[float, str]:
     """What to divide by, and what it is called then."""
     steps = STEPS.get(panel["fieldConfig"]["defaults"]["unit"], ((1, ""),))
+    if value == 0:
+        return next((step for step in steps if step[0] == 1), steps[0])
     return next(((factor, name) for factor, name in steps if value >= factor), steps[-1])
 
 

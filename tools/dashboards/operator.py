@@ -32,9 +32,9 @@ def _leading(board: Board) -> None:
         Shown(unit="none", limits=((None, BAD), (1, GOOD), (2, BAD))),
     )
     board.numbers(
-        "Missing fields",
-        "Fields of the definition that the API server lacks. More than 0: CRDTooOld, and the"
-        " operator does nothing.",
+        "CRD fields missing",
+        "Fields of a PCMoEConsortium that this operator needs and the API server doesn't know. More than 0:"
+        " CRDTooOld, and the operator does nothing until a newer CRD is applied.",
         {"fields": f"max(pcmoe_operator_crd_missing_fields{{{IT}}})"},
         Shown(unit="none", limits=((None, GOOD), (1, BAD))),
     )
@@ -42,7 +42,7 @@ def _leading(board: Board) -> None:
         "Version",
         "Versions of the operator's pods.",
         {"{{version}}": f"count by (version) (pcmoe_operator_build_info{{{IT}}})"},
-        Shown(unit="none"),
+        Shown(unit="none", legend_only=True),
     )
     board.states(
         "Who leads",
@@ -54,7 +54,7 @@ def _leading(board: Board) -> None:
         "Consortia by state",
         "Consortia in the watched namespaces by the state in their status; new: none yet.",
         {"{{state}}": f"sum by (state) (pcmoe_operator_consortia{{{IT}}}) > 0"},
-        Shown(unit="none", least=0),
+        Shown(unit="none", least=0, colours={"Failed": BAD, "Invalid": BAD, "Running": GOOD}),
         width=12,
         stacked=True,
     )
@@ -71,13 +71,14 @@ def _looks(board: Board) -> None:
     board.row("Does it keep up?")
     board.lines(
         "Looks per second",
-        "Looks at a consortium that have ended.",
+        "Looks at a consortium (reconciles) that have ended.",
         {"looks": f"sum(rate(pcmoe_operator_reconciles_total{{{IT}}}[{LATELY}]))"},
         Shown(unit="ops", least=0),
     )
     board.lines(
         "Failed looks per second",
-        "Looks that failed, by reason. bug: please report it.",
+        "Looks that failed, by reason; each is tried again, later and later. api_refused: mostly a missing right."
+        " bug: please report it.",
         {"{{reason}}": f"sum by (reason) (rate(pcmoe_operator_reconcile_errors_total{{{IT}}}[{LATELY}]))"},
         Shown(unit="ops", least=0),
         stacked=True,
@@ -85,7 +86,7 @@ def _looks(board: Board) -> None:
     buckets = f"sum by (le) (rate(pcmoe_operator_reconcile_duration_seconds_bucket{{{IT}}}[{LATELY}]))"
     board.lines(
         "How long a look takes",
-        "So long at most take half, nine of ten and ninety-nine of a hundred looks.",
+        "Half of all looks take at most so long, 90 % of them, and 99 %.",
         {
             "half": f"histogram_quantile(0.5, {buckets})",
             "90 %": f"histogram_quantile(0.9, {buckets})",
@@ -95,7 +96,8 @@ def _looks(board: Board) -> None:
     )
     board.lines(
         "Queue",
-        "Consortia that wait for a look or have one.",
+        "Consortia whose next look is planned, due or under way: about as many as train. What is overdue is in the"
+        " next panel.",
         {"{{pod}}": f"max by (pod) (pcmoe_operator_queue_length{{{IT}}})"},
         Shown(unit="none", least=0),
     )
@@ -118,6 +120,7 @@ def _looks(board: Board) -> None:
 def _api(board: Board) -> None:
     board.row("What does the API server say?")
     requests = f"rate(pcmoe_operator_api_requests_total{{{IT}}}[{LATELY}])"
+    failed = f'rate(pcmoe_operator_api_requests_total{{{IT},code!~"2.."}}[{LATELY}])'
     board.lines(
         "Requests by verb",
         "Requests to the API server per second.",
@@ -135,12 +138,11 @@ def _api(board: Board) -> None:
         stacked=True,
     )
     board.lines(
-        "Answers by code",
-        "Answers of the API server per second; none: there was no answer. 409 and 404 now and then"
-        " are normal; 429: it slows us"
-        " down; 403: a right is missing.",
-        {"{{code}}": f"sum by (code) ({requests})"},
-        Shown(unit="reqps"),
+        "Failed requests by code",
+        "Answers of the API server per second that are no success; none: there was no answer. 409 and 404 now and then"
+        " are normal; 429: it slows us down; 403: a right is missing.",
+        {"{{code}}": f"sum by (code) ({failed})"},
+        Shown(unit="reqps", least=0),
         width=6,
         stacked=True,
     )
@@ -156,8 +158,8 @@ def _api(board: Board) -> None:
 def _process(board: Board) -> None:
     board.row("The process")
     board.lines(
-        "CPU",
-        "Cores that each pod uses. It has no limit: a throttled operator loses its Lease.",
+        "CPU cores",
+        "Cores that each pod uses. The chart sets no limit: a throttled operator loses its Lease.",
         {"{{pod}}": f"sum by (pod) (rate(pcmoe_operator_process_cpu_seconds_total{{{IT}}}[{LATELY}]))"},
         Shown(unit="none", least=0),
     )

@@ -69,7 +69,7 @@ def _now(board: Board) -> None:
         "Version",
         "Version of the node's program.",
         {"{{version}}": f"max by (version) (pcmoe_node_build_info{{{ONE}}})"},
-        Shown(unit="none", names={"1": ("runs", NONE)}),
+        Shown(unit="none", legend_only=True),
         width=6,
     )
     board.states(
@@ -93,10 +93,9 @@ def _now(board: Board) -> None:
 def _step(board: Board) -> None:
     board.row("Where the time goes")
     board.lines(
-        "A step",
-        "What each second is spent on; all together are 1 while the node is in a view. Waiting for"
-        " partners: exchange_wait;"
-        " experts computed here for anybody: host_compute.",
+        "What the time is spent on",
+        "Share of each second; all together are 100 % while the node is in a view. Waiting for partners:"
+        " exchange_wait; experts computed here for anybody: host_compute.",
         {"{{phase}}": speed("pcmoe_node_phase_seconds_total", ONE, "phase")},
         Shown(unit="percentunit", least=0),
         width=12,
@@ -137,12 +136,11 @@ def _memory(board: Board) -> None:
     )
     board.lines(
         "GPU memory",
-        "In use on the device by anybody, held by torch (tensors, and with its reserve), and all"
-        " that there is."
-        " Empty without a GPU.",
+        "In use on the device by anybody, held by torch (tensors, and with its reserve), and the size of the"
+        " device's memory. Empty without a GPU.",
         {
             "in use": _one("pcmoe_node_gpu_memory_used_bytes"),
-            "there is": _one("pcmoe_node_gpu_memory_total_bytes"),
+            "size": _one("pcmoe_node_gpu_memory_total_bytes"),
             "torch's tensors": _one("pcmoe_node_torch_allocated_bytes"),
             "torch's tensors, at most": _one("pcmoe_node_torch_allocated_peak_bytes"),
             "torch with reserve": _one("pcmoe_node_torch_reserved_bytes"),
@@ -156,16 +154,18 @@ def _gpu(board: Board) -> None:
     board.row("GPU (empty without one)")
     board.numbers(
         "State",
-        "How the driver answers for the GPU. mig: a slice of a device; no_driver: NVML can't be"
-        " asked, training goes on.",
+        "How the driver answers for the GPU. mig: a slice of a device; no_driver: NVML can't be asked, training goes"
+        " on; lost: it no longer answers.",
         {"{{state}}": f"max by (state) (pcmoe_node_gpu_info{{{ONE}}}) == 1"},
-        Shown(unit="none", names={"1": ("yes", NONE)}, none="no GPU"),
+        Shown(unit="none", legend_only=True, none="no GPU"),
     )
     board.numbers(
-        "Errors",
-        "Memory errors of the GPU since its driver was loaded. Uncorrected ones mean that numbers"
-        " may be wrong.",
-        {"{{kind}}": f"max by (kind) (pcmoe_node_gpu_errors_total{{{ONE}}})"},
+        "Memory errors",
+        "Memory errors (ECC) of the GPU since its driver was loaded. Uncorrected ones mean that numbers may be wrong.",
+        {
+            kind: f'max(pcmoe_node_gpu_errors_total{{{ONE},kind="ecc_{kind}"}})'
+            for kind in ("corrected", "uncorrected")
+        },
         Shown(unit="none", none="not told"),
     )
     board.lines(
@@ -209,21 +209,23 @@ def _peers(board: Board) -> None:
     replies = speed("pcmoe_node_reply_seconds_total", ONE, "peer", LATELY)
     count = speed("pcmoe_node_replies_total", ONE, "peer", LATELY)
     board.lines(
-        "Seconds until a reply",
+        "Time until a reply",
         "From sending a request to taking up the answer, mean over 15 minutes; told at the end of a round.",
         {"{{peer}}": f"{replies} / ({count} > 0)"},
         Shown(unit="s", least=0),
     )
     board.lines(
         "Sent per second",
-        "Bytes sent to each peer, padding included, mean over 15 minutes; told at the end of a round.",
+        "Bytes sent to each peer, padding included, told at the end of a round. A mean over 15 minutes, so it"
+        " rises slowly after a start.",
         {"{{peer}}": speed("pcmoe_node_sent_bytes_total", ONE, "peer", LATELY)},
         Shown(unit="Bps"),
         stacked=True,
     )
     board.lines(
         "Received per second",
-        "Bytes received from each peer, padding included, mean over 15 minutes; told at the end of a round.",
+        "Bytes received from each peer, padding included, told at the end of a round. A mean over 15 minutes, so it"
+        " rises slowly after a start.",
         {"{{peer}}": speed("pcmoe_node_received_bytes_total", ONE, "peer", LATELY)},
         Shown(unit="Bps"),
         stacked=True,
@@ -249,12 +251,6 @@ def _keeping(board: Board) -> None:
         "Bytes of the last stored round of this participant.",
         {"size": _one("pcmoe_node_checkpoint_bytes")},
         Shown(unit="bytes"),
-    )
-    board.numbers(
-        "Rounds that could not be stored",
-        "By this process. One ends it.",
-        {"failures": _one("pcmoe_node_checkpoint_failures_total")},
-        Shown(unit="none", limits=((None, GOOD), (1, BAD))),
     )
     board.numbers(
         "Certificate",

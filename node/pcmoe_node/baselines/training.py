@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,10 @@ from pcmoe_node.baselines.settings import Baseline, Kind
 from pcmoe_node.baselines.shard import build_shard, by_width
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.data import Corpus, open_corpus
-from pcmoe_node.errors import ConfigError, ResourceError
+from pcmoe_node.errors import ConfigError, StorageError
 from pcmoe_node.exchange.local import LocalNetwork
 from pcmoe_node.figures import Figures
 from pcmoe_node.gpu import GpuMeter, meter_of
-from pcmoe_node.host import Deferred, Key
 from pcmoe_node.journal import Journal
 from pcmoe_node.model import build
 from pcmoe_node.participant import assemble, join, order_secret
@@ -48,15 +46,6 @@ class Training:
     gpu: GpuMeter | None
 
 
-class _AtOnce(Deferred):
-    """Nobody waits for an answer here: the weights' gradients are added up at once, and what they need is let go."""
-
-    def put(self, key: Key, addition: Callable[[], None]) -> None:
-        """Make one message's addition."""
-        super().put(key, addition)
-        self.play_all()
-
-
 def run_baseline(baseline: Baseline, output: Path) -> Training:
     """Train it; `OUTPUT/KIND/NAME/log/rounds.jsonl` gets the lines that NAME's node writes, what was there goes.
 
@@ -67,7 +56,8 @@ def run_baseline(baseline: Baseline, output: Path) -> Training:
     journals = tuple(_new_journal(folder) for folder in folders)
     node, corpora = _assembled(baseline)
     join(node, LocalNetwork((baseline.config,)).transport(0), first_step=0)
-    node.conductor.host.deferred = _AtOnce(baseline.config.training.deterministic)
+    # Nobody waits for an answer here: the weights' gradients are added up at once, and what they need is let go.
+    node.conductor.host.deferred.limit = 0
     node.begin(0)
     figures = Figures(participant=baseline.name, rounds=1, steps=baseline.config.total_steps, peers=0)
     accounts = Accounts(figures=figures, names=(baseline.config.participant,))
@@ -111,7 +101,7 @@ def _new_journal(folder: Path) -> Journal:
         for name in ("rounds.jsonl", "events.jsonl"):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
-        raise ResourceError(f"{folder}: can't be used for logs: {error.strerror}") from error
+        raise StorageError(f"{folder}: can't be used for logs: {error.strerror}") from error
     return Journal(folder)
 
 

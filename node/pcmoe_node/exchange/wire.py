@@ -24,6 +24,7 @@ from pcmoe_node.errors import (
     PeerLostError,
     ProtocolError,
     ResourceError,
+    StorageError,
 )
 from pcmoe_node.exchange.base import Header, Kind, WireDtype
 
@@ -55,6 +56,7 @@ _ERRORS: dict[int, type[NodeError]] = {
         IdentityError,
         ProtocolError,
         DivergedError,
+        StorageError,
         PeerLostError,
     )
 }

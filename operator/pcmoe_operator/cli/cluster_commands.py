@@ -99,7 +99,7 @@ def status(
 
     Exit code: 0 whatever the state is; 66 if there is no such consortium.
     """
-    from pcmoe_operator.remote import live, tables
+    from pcmoe_operator.remote import tables
     from pcmoe_operator.remote.summary import summary
 
     if name is not None and everywhere:
@@ -109,6 +109,8 @@ def status(
         return [summary(each) for each in await access.consortia(everywhere=everywhere)], access.namespace
 
     if name is not None:
+        from pcmoe_operator.remote import live
+
         shown, problem = _run(lambda access: live.look(access, name), context, namespace)
         if output == "json":
             _print_json(shown)

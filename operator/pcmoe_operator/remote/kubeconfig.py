@@ -1,6 +1,8 @@
 """The way into a cluster, as kubectl finds it: $KUBECONFIG, ~/.kube/config, or the pod's own service account.
 
-The Kubernetes client can do it too, but takes half a second to import, which is longer than `pcmoe status` may take.
+Not by the Kubernetes client's own loader (37.0.2, tried): of several files it takes the last current-context, so that
+`suspend` would reach another cluster than kubectl; it leaves out `as`; where a credential plugin fails, or is named
+relative to its file, it goes on without credentials; and it takes longer to import than `pcmoe status` may take.
 """
 
 import base64

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pcmoe_node.config import NodeConfig
-from pcmoe_node.errors import ResourceError
+from pcmoe_node.errors import ResourceError, StorageError
 from pcmoe_node.exchange.limits import Limits
 
 log = logging.getLogger("pcmoe")
@@ -110,4 +110,4 @@ def _write(path: Path, data: bytes) -> None:
         with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
     except OSError as error:
-        raise ResourceError(f"{path}: the wiretap can't be written: {error.strerror}") from error
+        raise StorageError(f"{path}: the wiretap can't be written: {error.strerror}") from error
