@@ -1,7 +1,8 @@
 """What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pcmoe_operator.constants import KIND
 from pcmoe_operator.gang import Rival, rival_of
@@ -15,6 +16,15 @@ METADATA = (
     "name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "creationTimestamp",
     "deletionTimestamp",
 )  # fmt: skip
+
+STATUS = (
+    "phase", "reason", "message", "podIP", "conditions", "containerStatuses", "startTime", "active", "failed",
+    "succeeded",
+)  # fmt: skip
+"""Of a Job's or a pod's status."""
+CONTAINER = ("name", "state", "lastState", "restartCount")
+WORD = 40
+"""A string that is shorter may be a word that many objects have."""
 
 
 class World:
@@ -80,13 +90,29 @@ def trimmed(seen: Object, kind: str) -> Object:
     """An object without what nobody here looks at: thousands of whole pods are hundreds of megabytes."""
     metadata = seen["metadata"]
     if kind == KIND:
-        metadata.pop("managedFields", None)
-        return seen
-    spec = seen.get("spec") or {}
-    return {
+        # kubectl keeps the whole manifest in an annotation.
+        kept = {key: value for key, value in metadata.items() if key not in ("managedFields", "annotations")}
+        return {**seen, "metadata": kept}
+    spec, whole = seen.get("spec") or {}, seen.get("status") or {}
+    status = {key: whole[key] for key in STATUS if key in whole}
+    if "containerStatuses" in status:
+        status["containerStatuses"] = [
+            {key: each[key] for key in CONTAINER if key in each} for each in status["containerStatuses"]
+        ]
+    found = {
         "apiVersion": seen.get("apiVersion"),
         "kind": kind,
         "metadata": {key: metadata[key] for key in METADATA if key in metadata},
         "spec": {key: spec[key] for key in ("nodeName", "suspend") if key in spec},
-        "status": seen.get("status") or {},
+        "status": status,
     }
+    return cast(Object, _shared(found))
+
+
+def _shared(value: Any) -> Any:
+    """The same with each key, and each short word, once in memory: JSON brings them anew with every object."""
+    if isinstance(value, dict):
+        return {sys.intern(key): _shared(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shared(each) for each in value]
+    return sys.intern(value) if type(value) is str and len(value) < WORD else value

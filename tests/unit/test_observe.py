@@ -196,6 +196,7 @@ def test_a_pods_trouble_has_a_reason_and_the_words_of_whoever_found_it(
         (68, Reason.ProtocolBroken),
         (69, Reason.Diverged),
         (70, Reason.InternalError),
+        (74, Reason.StorageFailed),
         (75, Reason.PeerLost),
     ],
 )
