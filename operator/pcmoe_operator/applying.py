@@ -208,7 +208,11 @@ class Applier:
         One that has ended is left alone, one that is gone is made again. One that is there is only ever suspended or
         released: its template can't be changed.
         """
-        jobs = self._world.children((inputs.owner.namespace, inputs.owner.name), "Job")
+        key = (inputs.owner.namespace, inputs.owner.name)
+        applied = self._applied.setdefault(inputs.owner.uid, Applied())
+        for name in self._world.buried(key):  # also one that came and went between two looks
+            applied.digests.pop(("Job", name), None)
+        jobs = self._world.children(key, "Job")
         for found in jobs:
             if _label(found, ATTEMPT) != str(inputs.attempt) and not _over(found):
                 await self._suspend(found, suspend=True)
@@ -222,7 +226,6 @@ class Applier:
             for pod in self._nodes(inputs)
             if _label(pod, ATTEMPT) != str(inputs.attempt)
         }
-        applied = self._applied.setdefault(inputs.owner.uid, Applied())
         for participant in inputs.here:
             job_there, suspend = there.get(participant), participant not in run
             if job_there is not None:

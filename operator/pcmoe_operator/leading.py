@@ -25,7 +25,7 @@ from pcmoe_operator.world import Key, World
 log = logging.getLogger(__name__)
 
 WORKERS = 8
-BURST_SECONDS = 0.5
+BURST_SECONDS = 0.2
 """Changes come in bursts, a pod's four within a second: one look at all of them is enough."""
 ASK_SECONDS = 2.0
 MAX_ANSWER = 64 * 1024

@@ -35,6 +35,8 @@ class World:
         self._children: dict[Key, dict[tuple[str, str], Object]] = {}
         self._unplaced: dict[Key, Rival] = {}
         """Consortia that want machines and have not all of them."""
+        self._buried: dict[Key, set[str]] = {}
+        """Names of Jobs that were deleted since somebody asked."""
         self._changed = changed
 
     def saw(self, event: str | None, seen: Object) -> None:
@@ -46,6 +48,7 @@ class World:
             if event == "DELETED":
                 self.consortia.pop(key, None)
                 self._unplaced.pop(key, None)
+                self._buried.pop(key, None)
             else:
                 self.consortia[key] = seen
                 self._place(key)
@@ -57,6 +60,8 @@ class World:
             children = self._children.setdefault(key, {})
             if event == "DELETED":
                 children.pop((kind, name), None)
+                if kind == "Job" and key in self.consortia:
+                    self._buried.setdefault(key, set()).add(name)
             else:
                 children[kind, name] = seen
             if not children:
@@ -80,6 +85,10 @@ class World:
             self._unplaced.pop(key, None)
         else:
             self._unplaced[key] = rival
+
+    def buried(self, key: Key) -> set[str]:
+        """Names of Jobs that were deleted since the last call, be there another by that name or not."""
+        return self._buried.pop(key, set())
 
     def children(self, key: Key, kind: str) -> list[Object]:
         """The Jobs or pods of a consortium."""

@@ -9,6 +9,7 @@ from tests.unit.clustered import inputs, keys
 
 from pcmoe_operator.applying import AGAIN_SECONDS, DAY, Applier
 from pcmoe_operator.cluster import Cluster, ClusterError, Object
+from pcmoe_operator.constants import KIND
 from pcmoe_operator.world import World
 
 GIVEN = inputs(2)
@@ -165,6 +166,19 @@ def test_a_coordinator_of_another_configuration_goes_before_there_is_the_next() 
     api.applier.forget(UID)
     api.apply()
     assert replicas() == [1, 0, 1, 1]
+
+
+def test_a_job_that_came_and_went_between_two_looks_is_made_again() -> None:
+    api = Api()
+    owner = GIVEN.owner
+    api.world.saw("ADDED", {"kind": KIND, "metadata": {"name": owner.name, "namespace": owner.namespace}})
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert len(api.applied) == 2, "the watch has not told of them yet"
+    for event in ("ADDED", "DELETED"):
+        api.world.saw(event, {**api.applied[0], "status": {}})
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert [made["metadata"]["name"] for made in api.applied[2:]] == [api.applied[0]["metadata"]["name"]]
 
 
 def test_a_job_that_is_there_already_is_made_but_not_one_that_meets_another_conflict() -> None:
