@@ -150,7 +150,8 @@ def test_a_port_that_is_taken_ends_everybody_naming_it(tmp_path: Path) -> None:
 
 
 def test_an_agreement_that_differs_ends_everybody_before_anything_is_trained(tmp_path: Path) -> None:
-    configs = configs_of(tmp_path, 2, policy="Wait")
+    # The second one starts in its own time.
+    configs = configs_of(tmp_path, 2, policy="Wait", transport={"rejoin_timeout_seconds": 60})
     other = {"agreement": json.dumps({"id": "test-2026", "training": {"rounds": 3}})}
     other["agreement_digest"] = "sha256:" + "c" * 64
     configs[1] = changed(configs[1], identity=other)
