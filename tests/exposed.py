@@ -147,7 +147,7 @@ LABELS: Mapping[str, frozenset[str]] = {
     "kind": frozenset({"ecc_corrected", "ecc_uncorrected"}),
     "verb": _words("get list watch create update patch delete other"),
     "resource": _words(
-        "pcmoeconsortia configmaps secrets services persistentvolumeclaims pods events deployments jobs leases "
+        "pcmoeconsortia configmaps secrets services persistentvolumeclaims pods events replicasets jobs leases "
         "networkpolicies pcmoeconsortia/status api apis openapi namespaces other"
     ),
 }

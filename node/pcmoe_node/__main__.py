@@ -1,4 +1,4 @@
-"""`pcmoe-node --config FILE`: run one participant until its rounds are done."""
+"""`pcmoe-node --config FILE [FILE …]`: run one participant until its rounds are done."""
 
 import argparse
 import ctypes
@@ -43,17 +43,16 @@ class _Told(BaseException):
 def main() -> None:
     """Read the configuration, run, and end with the exit code that says why (errors.py)."""
     parser = argparse.ArgumentParser(prog="pcmoe-node", description=__doc__)
-    parser.add_argument(
-        "--config", type=Path, required=True, help="NodeConfig as JSON, written by the operator"
-    )
-    path: Path = parser.parse_args().config
+    told = "NodeConfig as JSON, written by the operator; the fields may be in several files"
+    parser.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE", help=told)
+    paths: list[Path] = parser.parse_args().config
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     for number, code in ((signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)):
         signal.signal(number, _raise_told(code))
     use_one_arena()
-    exit_code = _run(path)
+    exit_code = _run(*paths)
     # Taking a process with torch and transformers apart object by object takes seconds, and frees nothing that the
     # end of the process doesn't.
     logging.shutdown()
@@ -71,10 +70,10 @@ def use_one_arena() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def _run(path: Path) -> int:
+def _run(*paths: Path) -> int:
     """Run the node and return its exit code."""
     try:
-        config = NodeConfig.load(path)
+        config = NodeConfig.load(*paths)
         run_node(config, TlsPlace(config))
     except NodeError as error:
         log.error("%s: %s", type(error).__name__, error)

@@ -4,6 +4,8 @@ Imports neither torch nor Kubernetes: it is the contract between the two halves 
 Every length is in the unit its name ends with; decimals of the agreement arrive as floats.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -162,15 +164,42 @@ class _Told(Part):
     """What nodes and coordinator read alike."""
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a configuration; a broken one is a `ConfigError` that names each field and rule."""
+    def load(cls, *paths: Path) -> Self:
+        """Read a configuration, its fields in one file or in several, each field in one of them.
+
+        Raises:
+            ConfigError: it is broken; names each field and rule.
+        """
+        where = ", ".join(map(str, paths))
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+            return cls.model_validate_json(_together(paths))
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"{path}: {faults}") from None
+            raise ConfigError(f"{where}: {faults}") from None
+
+
+def _together(paths: Sequence[Path]) -> bytes:
+    """The text of a file, or of an object with the fields of all."""
+    texts = []
+    for path in paths:
+        try:
+            texts.append(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    if len(texts) == 1:
+        return texts[0]
+    fields: dict[str, object] = {}
+    for path, text in zip(paths, texts, strict=True):
+        try:
+            part = json.loads(text)
+        except ValueError:
+            part = None
+        if not isinstance(part, dict):
+            raise ConfigError(f"{path}: must be an object in JSON")
+        if twice := sorted(fields.keys() & part.keys()):
+            raise ConfigError(f"{path}: {', '.join(twice)}: said in another file already")
+        fields |= part
+    return json.dumps(fields).encode()
 
 
 class CoordinatorConfig(_Told):

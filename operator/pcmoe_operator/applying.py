@@ -8,17 +8,26 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 
 from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.objects.bundle import bundle
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
 from pcmoe_operator.objects.jobs import job
-from pcmoe_operator.objects.names import ATTEMPT, PARTICIPANT, ROLE, coordinator, of_attempt, of_participant
+from pcmoe_operator.objects.names import (
+    ATTEMPT,
+    PARTICIPANT,
+    ROLE,
+    TEMPLATE,
+    coordinator,
+    of_attempt,
+    of_participant,
+)
 from pcmoe_operator.world import Object, World
 
 CLAIM = "PersistentVolumeClaim"
+REPLICAS = "ReplicaSet"
 REFUSED = (403, 422)
 """The API server will say the same again until somebody changes something."""
 AGAIN_SECONDS = 60.0
@@ -28,6 +37,7 @@ DAY = 86400
 """Keys are looked at so often at least: a leaf is due while it has days left."""
 log = logging.getLogger(__name__)
 
+Write = Callable[[Object], Awaitable[object]]
 Name = tuple[str, str]
 """(kind, name) of an object."""
 
@@ -124,25 +134,30 @@ class Applier:
         claims = await self._claims(inputs, applied)
         everything = bundle(inputs, keys, claims, coordinators=self._coordinators(inputs))
         applied.keep({(made["kind"], made["metadata"]["name"]) for made in everything}, inputs)
+        replaced = [made for made in everything if made["kind"] == REPLICAS and self._outdated(inputs, made)]
+        for made in replaced:
+            made["spec"]["replicas"] = 0
         for made in everything:
             name, digest = (made["kind"], made["metadata"]["name"]), digest_of(made)
             if applied.due(name, digest, self._clock()):
                 await self._apply(applied, name, digest, made)
-        if not applied.refused:
+        if not applied.refused and not replaced:
             self._done[uid] = self._digest_of(inputs)
             self._doubted.discard(uid)
 
-    async def _apply(self, applied: Applied, name: Name, digest: str, made: Object) -> None:
+    async def _apply(
+        self, applied: Applied, name: Name, digest: str, made: Object, write: Write | None = None
+    ) -> None:
         applied.refused.pop(name, None)
         try:
-            await self._cluster.apply(made)
+            await (write or self._cluster.apply)(made)
         except ClusterError as error:
             if error.status not in REFUSED:
                 raise
             if "ownerRef" in error.reason and "ownerReferences" in made["metadata"]:
                 # Found without an owner, as a restored Secret or a kept claim is: it stays so.
                 metadata = {k: value for k, value in made["metadata"].items() if k != "ownerReferences"}
-                await self._apply(applied, name, digest, {**made, "metadata": metadata})
+                await self._apply(applied, name, digest, {**made, "metadata": metadata}, write)
                 return
             log.warning("%s %s is refused: %s", *name, error)
             applied.refused[name] = (digest, error.reason, self._clock() + AGAIN_SECONDS)
@@ -170,14 +185,20 @@ class Applier:
         """None while suspended, once the last node has taken leave."""
         return 0 if inputs.consortium.spec.suspend and not self._nodes(inputs) else 1
 
+    def _outdated(self, inputs: Inputs, made: Object) -> bool:
+        """Whether there is a coordinator of another configuration or image still: there are never two."""
+        wanted = made["spec"]["template"]["metadata"]["labels"][TEMPLATE]
+        own = [pod for pod in self._pods(inputs) if _role(pod) == "coordinator"]
+        return any(_label(pod, TEMPLATE) != wanted for pod in own)
+
     async def rest_coordinator(self, inputs: Inputs) -> None:
         """After the end, when the last node has taken leave, nobody needs it any more."""
         pods = self._pods(inputs)
         if not self._nodes(inputs) and any(_role(pod) == "coordinator" for pod in pods):
             namespace, name = inputs.owner.namespace, coordinator(inputs.owner.name)
             if (applied := self._applied.get(inputs.owner.uid)) is not None:
-                applied.digests.pop(("Deployment", name), None)  # the next attempt wants it back
-            await self._cluster.merge("apps/v1", "Deployment", namespace, name, {"spec": {"replicas": 0}})
+                applied.digests.pop((REPLICAS, name), None)  # the next attempt wants it back
+            await self._cluster.merge("apps/v1", REPLICAS, namespace, name, {"spec": {"replicas": 0}})
 
     # Jobs
 
@@ -187,7 +208,11 @@ class Applier:
         One that has ended is left alone, one that is gone is made again. One that is there is only ever suspended or
         released: its template can't be changed.
         """
-        jobs = self._world.children((inputs.owner.namespace, inputs.owner.name), "Job")
+        key = (inputs.owner.namespace, inputs.owner.name)
+        applied = self._applied.setdefault(inputs.owner.uid, Applied())
+        for name in self._world.buried(key):  # also one that came and went between two looks
+            applied.digests.pop(("Job", name), None)
+        jobs = self._world.children(key, "Job")
         for found in jobs:
             if _label(found, ATTEMPT) != str(inputs.attempt) and not _over(found):
                 await self._suspend(found, suspend=True)
@@ -201,7 +226,6 @@ class Applier:
             for pod in self._nodes(inputs)
             if _label(pod, ATTEMPT) != str(inputs.attempt)
         }
-        applied = self._applied.setdefault(inputs.owner.uid, Applied())
         for participant in inputs.here:
             job_there, suspend = there.get(participant), participant not in run
             if job_there is not None:
@@ -215,7 +239,15 @@ class Applier:
     async def _make(self, applied: Applied, made: Object, suspend: bool) -> None:
         name, mark = ("Job", made["metadata"]["name"]), f"suspend={suspend}"
         if applied.due(name, mark, self._clock()):  # or else it was made, and the watch has not told yet
-            await self._apply(applied, name, mark, made)
+            await self._apply(applied, name, mark, made, self._create)
+
+    async def _create(self, made: Object) -> None:
+        """Make a Job. To apply it would cost the API server a third more, and nothing is ever taken out of one."""
+        try:
+            await self._cluster.create(made)
+        except ClusterError as error:
+            if not error.exists:  # a quota that others change at that moment is a conflict too
+                raise
 
     async def _suspend(self, found: Object, *, suspend: bool) -> None:
         if bool(found["spec"].get("suspend")) != suspend:

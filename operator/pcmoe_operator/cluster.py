@@ -37,7 +37,7 @@ PATHS: Mapping[tuple[str, str], str] = {
     ("v1", "PersistentVolumeClaim"): "/api/v1/namespaces/{namespace}/persistentvolumeclaims",
     ("v1", "Pod"): "/api/v1/namespaces/{namespace}/pods",
     ("events.k8s.io/v1", "Event"): "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
-    ("apps/v1", "Deployment"): "/apis/apps/v1/namespaces/{namespace}/deployments",
+    ("apps/v1", "ReplicaSet"): "/apis/apps/v1/namespaces/{namespace}/replicasets",
     ("batch/v1", "Job"): "/apis/batch/v1/namespaces/{namespace}/jobs",
     ("coordination.k8s.io/v1", "Lease"): "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     (
@@ -57,6 +57,11 @@ class ClusterError(OperatorError):
         self.reason = reason
         self.retry_after = retry_after
         """Seconds that the server asks to wait."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether what was to be made is there already, be it on its way out."""
+        return self.status == 409 and "already exists" in self.reason
 
 
 class Requests(Protocol):
@@ -192,11 +197,12 @@ class ApiRequests:
             headers["Content-Type"] = content_type
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                serialized = await self._api.param_serialize(
-                    method, path, query_params=list(query.items()), header_params=headers, body=body,
+                how, url, headers, *_ = await self._api.param_serialize(
+                    method, path, query_params=list(query.items()), header_params=headers,
                     auth_settings=["BearerToken"],
                 )  # fmt: skip
-                answer = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
+                # The client would copy the body, value by value, to make JSON of what is JSON already.
+                answer = await self._api.call_api(how, url, headers, body, _request_timeout=REQUEST_SECONDS)
                 data = await answer.read()  # type: ignore[no-untyped-call]
         except ApiException as error:
             raise _error(what, error.status or 0, error.reason or "", error.body, error.headers) from None

@@ -36,9 +36,9 @@ Status = dict[str, Any]
 MAX_MESSAGE = 1024
 FAULTS_SHOWN = 3
 ENDS: tuple[Literal["Completed", "Failed"], ...] = ("Completed", "Failed")
-PROGRESS = frozenset({"round", "loss"})
-"""What changes while all is well."""
-ENTRY_PROGRESS = frozenset({"round", "phase", "restarts", "message"})
+PROGRESS = frozenset({"round", "loss", "ready"})
+"""What changes while all is well. Where it matters how many are ready a condition changes too."""
+ENTRY_PROGRESS = frozenset({"round", "phase", "restarts", "message", "state", "node"})
 """The same in a participant's entry; in a condition it is the message alone."""
 LAST_KNOWN = ("round", "phase", "restarts", "crashes", "lastCrash", "node")
 
@@ -286,6 +286,8 @@ def _moment(now: datetime, precision: str) -> str:
 def _compared(status: Status, *, progress: bool) -> Status:
     """A status as it is compared: without its time, lists by name, and without progress where that isn't asked for."""
     drop, entry_drop = (frozenset(), frozenset()) if progress else (PROGRESS, ENTRY_PROGRESS)
+    if text_at(status, "release", "state") not in ("", Stage.RELEASED.value):
+        entry_drop -= {"node"}  # others wait for what it gives back
     condition_drop = frozenset() if progress else frozenset({"message"})
     lists = {
         "participants": {

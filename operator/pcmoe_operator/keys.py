@@ -2,12 +2,15 @@
 
 import base64
 import binascii
+from collections.abc import Mapping
 
 from pcmoe_operator.cluster import Cluster, Object
 from pcmoe_operator.constants import COORDINATOR
-from pcmoe_operator.objects.inputs import Inputs, Keys, ParticipantKeys
-from pcmoe_operator.objects.names import authority, certificate
+from pcmoe_operator.objects.inputs import Inputs, Keys
+from pcmoe_operator.objects.names import authorities, certificate
 from pcmoe_operator.pki import KeyPair, identity_of, issue_authority, issue_leaf, issued_by, leaf_due
+
+NO_KEYS = Keys(authorities={}, leaves={})
 
 
 class KeyStore:
@@ -20,62 +23,69 @@ class KeyStore:
     async def of(self, inputs: Inputs) -> Keys:
         """The keys of a consortium, its leaves with at least a third of their life left."""
         uid = inputs.owner.uid
-        known = self._known.get(uid) or await self._found(inputs)
-        self._known[uid] = keys = self._fresh(inputs, known)
+        known = self._known.get(uid, NO_KEYS)
+        if not set(inputs.here) <= known.leaves.keys():
+            known = await self._found(inputs, known)
+        self._known[uid] = keys = _fresh(inputs, known)
         return keys
 
     def forget(self, uid: str) -> None:
         """The consortium is gone."""
         self._known.pop(uid, None)
 
-    async def _found(self, inputs: Inputs) -> Keys:
-        """What the cluster has; drawn anew what it hasn't."""
-        agreement = inputs.consortium.agreement
-        participants, coordinator = {}, None
-        for name in inputs.here:
-            found = await self._pair(inputs, authority(inputs.owner.name, name), "ca")
-            ca = found or issue_authority(name, agreement.id)
-            # A leaf that a lost CA has issued is of no use: where there is no CA none need be asked for.
-            leaf = found and await self._pair(inputs, certificate(inputs.owner.name, name), "tls")
-            participants[name] = ParticipantKeys(
-                authority=ca, leaf=leaf or issue_leaf(ca, identity_of(name, agreement.id))
-            )
-            if name == agreement.coordinator and found:
-                coordinator = await self._pair(inputs, certificate(inputs.owner.name, COORDINATOR), "tls")
-        return Keys(participants=participants, coordinator=coordinator)
+    async def _found(self, inputs: Inputs, known: Keys) -> Keys:
+        """What is known and what the cluster has: for a new consortium that is one look for its CAs."""
+        consortium, agreement = inputs.owner.name, inputs.consortium.agreement
+        found = {**_pairs(await self._read(inputs, authorities(consortium))), **known.authorities}
+        leaves, coordinator = dict(known.leaves), known.coordinator
+        # A leaf that a lost CA has issued is of no use: where there is no CA none need be asked for.
+        for name in found.keys() & set(inputs.here) - leaves.keys():
+            leaf = _pairs(await self._read(inputs, certificate(consortium, name))).get("tls")
+            leaves |= {} if leaf is None else {name: leaf}
+        if coordinator is None and inputs.coordinates and agreement.coordinator in found:
+            coordinator = _pairs(await self._read(inputs, certificate(consortium, COORDINATOR))).get("tls")
+        return Keys(authorities=found, leaves=leaves, coordinator=coordinator)
 
-    def _fresh(self, inputs: Inputs, keys: Keys) -> Keys:
-        agreement = inputs.consortium.agreement
-        participants = {
-            name: ParticipantKeys(
-                authority=own.authority, leaf=_leaf(own.leaf, own.authority, identity_of(name, agreement.id))
-            )
-            for name, own in keys.participants.items()
-        }
-        coordinator = None
-        if inputs.coordinates:
-            host = participants[agreement.coordinator].authority
-            coordinator = _leaf(keys.coordinator, host, identity_of(COORDINATOR, agreement.id))
-        return Keys(participants=participants, coordinator=coordinator)
+    async def _read(self, inputs: Inputs, name: str) -> Object | None:
+        return await self._cluster.read("v1", "Secret", inputs.owner.namespace, name)
 
-    async def _pair(self, inputs: Inputs, name: str, stem: str) -> KeyPair | None:
-        secret = await self._cluster.read("v1", "Secret", inputs.owner.namespace, name)
-        return None if secret is None else _pair_of(secret, stem)
+
+def _fresh(inputs: Inputs, keys: Keys) -> Keys:
+    """The same with what is missing drawn, and leaves that are due renewed."""
+    agreement = inputs.consortium.agreement
+    drawn = {
+        name: issue_authority(name, agreement.id) for name in inputs.here if name not in keys.authorities
+    }
+    found = {**keys.authorities, **drawn}
+    leaves = {
+        name: _leaf(keys.leaves.get(name), found[name], identity_of(name, agreement.id))
+        for name in inputs.here
+    }
+    coordinator = None
+    if inputs.coordinates:
+        host = found[agreement.coordinator]
+        coordinator = _leaf(keys.coordinator, host, identity_of(COORDINATOR, agreement.id))
+    return Keys(authorities=found, leaves=leaves, coordinator=coordinator)
 
 
 def _leaf(found: KeyPair | None, authority: KeyPair, identity: str) -> KeyPair:
     """The leaf that was found, or its successor."""
-    if found is None or leaf_due(found) or not issued_by(found, authority):
+    if found is None or leaf_due(found) or not issued_by(found, authority, identity):
         return issue_leaf(authority, identity)
     return found
 
 
-def _pair_of(secret: Object, stem: str) -> KeyPair | None:
-    """Certificate and key in a Secret; None where they are not whole."""
-    data = secret.get("data") or {}
-    try:
-        certificate_text = base64.b64decode(data[f"{stem}.crt"], validate=True).decode()
-        key_text = base64.b64decode(data[f"{stem}.key"], validate=True).decode()
-    except (KeyError, binascii.Error, UnicodeDecodeError):
-        return None
-    return KeyPair(certificate=certificate_text, key=key_text)
+def _pairs(secret: Object | None) -> Mapping[str, KeyPair]:
+    """Certificates and keys in a Secret by the stems of their files; without those that are not whole."""
+    data = (secret or {}).get("data") or {}
+    found = {}
+    for file in data:
+        stem = file.removesuffix(".crt")
+        try:
+            texts = [
+                base64.b64decode(data[f"{stem}.{end}"], validate=True).decode() for end in ("crt", "key")
+            ]
+        except (KeyError, binascii.Error, UnicodeDecodeError):
+            continue
+        found[stem] = KeyPair(certificate=texts[0], key=texts[1])
+    return found

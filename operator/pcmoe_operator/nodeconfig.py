@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pcmoe_node.config import (
     CoordinatorConfig,
@@ -57,11 +58,10 @@ class NodePlaces(Places):
 
 def node_config(consortium: Consortium, plan: Plan, participant: str, places: NodePlaces) -> NodeConfig:
     """All that one node is told. KeyError if the participant doesn't run here."""
-    local = consortium.local_entry(participant)
     agreement = consortium.agreement
     return NodeConfig(
+        **own_fields(consortium, plan, participant, places),
         version="pcmoe-node/1",
-        participant=participant,
         participants=_peers(consortium, places),
         coordinator=_coordinator(consortium, places),
         identity=_identity(consortium, plan, places),
@@ -69,20 +69,6 @@ def node_config(consortium: Consortium, plan: Plan, participant: str, places: No
         placement=tuple(LayerPlacement(layer=item.layer, hosts=item.hosts) for item in plan.placement),
         training=_training(consortium),
         transport=_transport(consortium),
-        quota=QuotaConfig(
-            rows_per_message=plan.rows_per_message,
-            slots_per_row=plan.slots_per_row,
-            activation_bytes=plan.participants[plan.names.index(participant)].activation_bytes,
-        ),
-        dataset=DatasetConfig(
-            path=str(places.dataset / local.dataset.path),
-            format=local.dataset.format,
-            text_field=local.dataset.text_field,
-            held_out_percent=local.dataset.held_out_percent,
-        ),
-        device=local.device,
-        gradient_checkpointing=local.gradient_checkpointing,
-        threads=1 if agreement.training.deterministic else local.cpu_threads,
         order_secret_file=None if places.order_secret is None else str(places.order_secret),
         checkpoint_directory=str(places.checkpoint),
         checkpoint_keep=agreement.checkpoint.keep,
@@ -90,6 +76,28 @@ def node_config(consortium: Consortium, plan: Plan, participant: str, places: No
         status_listen=places.status_listen,
         termination_message=None if places.termination_message is None else str(places.termination_message),
     )
+
+
+def own_fields(consortium: Consortium, plan: Plan, participant: str, places: NodePlaces) -> dict[str, Any]:
+    """The fields of its configuration in which a node differs from those that have the same places."""
+    local = consortium.local_entry(participant)
+    return {
+        "participant": participant,
+        "quota": QuotaConfig(
+            rows_per_message=plan.rows_per_message,
+            slots_per_row=plan.slots_per_row,
+            activation_bytes=plan.participants[plan.names.index(participant)].activation_bytes,
+        ),
+        "dataset": DatasetConfig(
+            path=str(places.dataset / local.dataset.path),
+            format=local.dataset.format,
+            text_field=local.dataset.text_field,
+            held_out_percent=local.dataset.held_out_percent,
+        ),
+        "device": local.device,
+        "gradient_checkpointing": local.gradient_checkpointing,
+        "threads": 1 if consortium.agreement.training.deterministic else local.cpu_threads,
+    }
 
 
 def coordinator_config(consortium: Consortium, plan: Plan, places: Places) -> CoordinatorConfig:

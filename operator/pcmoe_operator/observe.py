@@ -128,6 +128,8 @@ class JobSeen:
     """Why its pod can't be made, if that is the last that was heard of it."""
     refused_since: str
     """Since when; empty if it can."""
+    started: str
+    """Since when the Job controller has known that it is to have a pod; empty if it doesn't know yet."""
 
     @property
     def failure(self) -> ConditionSeen | None:
@@ -230,6 +232,7 @@ def _job(name: str, raw: Object, told: Sequence[Object]) -> JobSeen:
         refusal=refusal,
         # The event may be an old one that was repeated; the Job is asked for a pod only since it was last released.
         refused_since=max(_first_told(event), text_at(status, "startTime")) if event and refusal else "",
+        started=text_at(status, "startTime"),
     )
 
 
@@ -295,11 +298,8 @@ def _pod(name: str, attempt: int, raw: Object, told: Sequence[Object]) -> PodSee
 
 
 def _crash(raw: Object, end: Object, last: NodeSeen | None) -> Trouble | None:
-    if (
-        not end
-        or end.get("reason") == "ContainerStatusUnknown"
-        or "deletionTimestamp" in part(raw, "metadata")
-    ):
+    unknown = end.get("reason") == "ContainerStatusUnknown"
+    if not end or unknown or "deletionTimestamp" in part(raw, "metadata"):
         return None
     if _taken_away(raw, part(raw, "status")):
         return None
@@ -337,10 +337,8 @@ def _taken_away(raw: Object, status: Object) -> Trouble | None:
     words = printable(status.get("message"))
     disrupted = _condition(status, "DisruptionTarget")
     if disrupted.get("status") == "True":
-        why, text = (
-            DISRUPTIONS.get(text_at(disrupted, "reason"), Reason.Evicted),
-            printable(disrupted.get("message")),
-        )
+        why = DISRUPTIONS.get(text_at(disrupted, "reason"), Reason.Evicted)
+        text = printable(disrupted.get("message"))
         # A kubelet that lives ends such a pod within seconds; one that is away leaves it so for ever.
         lost = disrupted.get("reason") == "DeletionByTaintManager" and going and not over
         return Trouble(reason=Reason.NodeUnreachable if lost else why, message=words or text)

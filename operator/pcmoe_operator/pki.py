@@ -106,14 +106,19 @@ def renew_due(folder: Path, now: datetime | None = None) -> bool:
     return leaf_due(pair, now)
 
 
-def issued_by(pair: KeyPair, authority: KeyPair) -> bool:
-    """Whether a leaf is of this CA: one that was lost and drawn anew leaves leaves of the old one behind."""
+def issued_by(pair: KeyPair, authority: KeyPair, identity: str) -> bool:
+    """Whether a leaf is of this CA and for this name.
+
+    A CA that was lost and drawn anew leaves leaves of the old one behind, an agreement with another id those of its
+    old names.
+    """
     try:
         leaf = x509.load_pem_x509_certificate(pair.certificate.encode())
         leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate.encode()))
-    except (ValueError, TypeError, InvalidSignature):
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
         return False
-    return True
+    return names.get_values_for_type(x509.DNSName) == [identity]
 
 
 def leaf_due(pair: KeyPair, now: datetime | None = None) -> bool:

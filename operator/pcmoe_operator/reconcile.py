@@ -35,8 +35,12 @@ Ask = Callable[[str], Awaitable[bytes | None]]
 """Given a URL: what it answers, or None."""
 STARTING_SECONDS = 30
 """A pod that has a machine and no container for longer may tell why by its events."""
+PODLESS_SECONDS = 5
+"""A Job that is to have a pod and has none for longer, too: to list events of a whole namespace is dear."""
 LOOKS_PER_SECOND = 10
 """Consortia that are asked how they get on, however many there are: with thousands of them each is asked less often."""
+KEPT = 64
+"""Manifests that are kept parsed, with their plans: 26 KiB each with four participants."""
 PARSED = ("apiVersion", "kind", "metadata", "spec")
 
 
@@ -49,6 +53,8 @@ class Reconciler:
         self._world = world
         self._ask = ask
         self._keys = KeyStore(cluster)
+        self._parsed: dict[str, Inputs] = {}
+        """By uid, those that were looked at last."""
         self._turns = asyncio.Lock()
         """Held from the decision that a consortium tries until others can see it."""
         self._applier = Applier(cluster, world)
@@ -104,7 +110,8 @@ class Reconciler:
         if status["state"] not in ENDS:
             await self._applier.jobs(inputs, decision.run, make=True)
         again = self._look_again(status, self._applier.refusals(inputs.owner.uid))
-        return min((each for each in (again, decision.look_in) if each is not None), default=None)
+        soon = [seconds for found in seen.participants.values() if (seconds := _mute_in(found) or 0) > 0]
+        return min((each for each in (again, decision.look_in, *soon) if each is not None), default=None)
 
     async def _released(self, raw: Object, inputs: Inputs, seen: Seen, decision: Decision) -> dict[str, Any]:
         intent = Intent.YIELD if decision.release.waits else Intent.RUN
@@ -130,20 +137,25 @@ class Reconciler:
         """A consortium was deleted; what it owned goes with it."""
         self._applier.gone(uid)
         self._keys.forget(uid)
+        self._parsed.pop(uid, None)
 
     # What it is
 
     def _inputs(self, raw: Object) -> Inputs:
-        consortium = parse({key: raw[key] for key in PARSED if key in raw})
-        metadata = raw["metadata"]
+        """What follows from a manifest; kept for a while, since looks at one consortium come one after the other."""
+        metadata, generation = raw["metadata"], _generation(raw)
         owner = Owner(name=metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"])
-        return Inputs(
-            owner=owner,
-            consortium=consortium,
-            plan=make_plan(consortium),
-            settings=self._settings,
-            generation=_generation(raw),
-        )
+        found = self._parsed.pop(owner.uid, None)
+        if found is None or found.generation != generation:
+            consortium = parse({key: raw[key] for key in PARSED if key in raw})
+            plan = make_plan(consortium)
+            found = Inputs(
+                owner=owner, consortium=consortium, plan=plan, settings=self._settings, generation=generation
+            )
+        self._parsed[owner.uid] = found
+        if len(self._parsed) > KEPT:
+            del self._parsed[next(iter(self._parsed))]
+        return found
 
     def _applied(self, raw: Object, inputs: Inputs) -> str:
         """Digest of the inputs if all that follows from them has been applied; or empty."""
@@ -156,7 +168,10 @@ class Reconciler:
         key = (inputs.owner.namespace, inputs.owner.name)
         pods, jobs = self._world.children(key, "Pod"), self._world.children(key, "Job")
         seen = observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods)
-        if inputs.consortium.spec.suspend or not any(map(_mute, seen.participants.values())):
+        mute = [
+            seconds <= 0 for found in seen.participants.values() if (seconds := _mute_in(found)) is not None
+        ]
+        if inputs.consortium.spec.suspend or not any(mute):
             return seen
         events = await self._cluster.list("events.k8s.io/v1", "Event", inputs.owner.namespace)
         return observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods, events)
@@ -221,13 +236,15 @@ class Reconciler:
         return float(max(self._settings.status_seconds, crowd) * random.uniform(1.0, 1.2))
 
 
-def _mute(found: ParticipantSeen) -> bool:
-    """Whether only events can tell why a participant has no pod, or its pod no container."""
+def _mute_in(found: ParticipantSeen) -> float | None:
+    """In how many seconds only events can tell why a participant has no pod, or its pod no container; None: never."""
     job, pod = found.job, found.pod
     if pod is None:
-        return job is not None and not job.suspended
-    placed = time_of(pod.placed_since) if pod.phase == "Pending" and pod.trouble is None else None
-    return placed is not None and (_now() - placed).total_seconds() > STARTING_SECONDS
+        since, patience = time_of(job.started if job and not job.suspended else ""), PODLESS_SECONDS
+    else:
+        waits = pod.phase == "Pending" and pod.trouble is None
+        since, patience = time_of(pod.placed_since if waits else ""), STARTING_SECONDS
+    return None if since is None else patience - (_now() - since).total_seconds()
 
 
 def _misses_something(found: ParticipantSeen) -> bool:

@@ -38,6 +38,8 @@ CONNECT_SECONDS = 10.0
 LIST_SECONDS = 60.0
 CHUNK = 500
 LOGIN_SECONDS = 5.0
+IDLE_SECONDS = 1.0
+"""So long kopf keeps a task for an object of which nothing more is told: there are thousands of objects."""
 SILENT_SECONDS = 0.5
 SYNC_SECONDS = 30.0
 
@@ -82,6 +84,7 @@ def configured(watch_seconds: int) -> kopf.OperatorSettings:
     made.scanning.disabled = True
     made.persistence.diffbase_storage = made.persistence.progress_storage = Forgetful()
     made.execution.default_backoff = LOGIN_SECONDS
+    made.queueing.idle_timeout = IDLE_SECONDS
     made.networking.connect_timeout = CONNECT_SECONDS
     made.networking.request_timeout = LIST_SECONDS
     made.networking.error_backoffs = Backoffs()

@@ -1,7 +1,8 @@
 """What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pcmoe_operator.constants import KIND
 from pcmoe_operator.gang import Rival, rival_of
@@ -16,6 +17,15 @@ METADATA = (
     "deletionTimestamp",
 )  # fmt: skip
 
+STATUS = (
+    "phase", "reason", "message", "podIP", "conditions", "containerStatuses", "startTime", "active", "failed",
+    "succeeded",
+)  # fmt: skip
+"""Of a Job's or a pod's status."""
+CONTAINER = ("name", "state", "lastState", "restartCount")
+WORD = 40
+"""A string that is shorter may be a word that many objects have."""
+
 
 class World:
     """Filled by watches, read by the reconciler; one thread. `changed(key)` is called for every change."""
@@ -25,6 +35,8 @@ class World:
         self._children: dict[Key, dict[tuple[str, str], Object]] = {}
         self._unplaced: dict[Key, Rival] = {}
         """Consortia that want machines and have not all of them."""
+        self._buried: dict[Key, set[str]] = {}
+        """Names of Jobs that were deleted since somebody asked."""
         self._changed = changed
 
     def saw(self, event: str | None, seen: Object) -> None:
@@ -36,6 +48,7 @@ class World:
             if event == "DELETED":
                 self.consortia.pop(key, None)
                 self._unplaced.pop(key, None)
+                self._buried.pop(key, None)
             else:
                 self.consortia[key] = seen
                 self._place(key)
@@ -47,6 +60,8 @@ class World:
             children = self._children.setdefault(key, {})
             if event == "DELETED":
                 children.pop((kind, name), None)
+                if kind == "Job" and key in self.consortia:
+                    self._buried.setdefault(key, set()).add(name)
             else:
                 children[kind, name] = seen
             if not children:
@@ -71,6 +86,10 @@ class World:
         else:
             self._unplaced[key] = rival
 
+    def buried(self, key: Key) -> set[str]:
+        """Names of Jobs that were deleted since the last call, be there another by that name or not."""
+        return self._buried.pop(key, set())
+
     def children(self, key: Key, kind: str) -> list[Object]:
         """The Jobs or pods of a consortium."""
         return [child for (of, _), child in self._children.get(key, {}).items() if of == kind]
@@ -80,13 +99,29 @@ def trimmed(seen: Object, kind: str) -> Object:
     """An object without what nobody here looks at: thousands of whole pods are hundreds of megabytes."""
     metadata = seen["metadata"]
     if kind == KIND:
-        metadata.pop("managedFields", None)
-        return seen
-    spec = seen.get("spec") or {}
-    return {
+        # kubectl keeps the whole manifest in an annotation.
+        kept = {key: value for key, value in metadata.items() if key not in ("managedFields", "annotations")}
+        return {**seen, "metadata": kept}
+    spec, whole = seen.get("spec") or {}, seen.get("status") or {}
+    status = {key: whole[key] for key in STATUS if key in whole}
+    if "containerStatuses" in status:
+        status["containerStatuses"] = [
+            {key: each[key] for key in CONTAINER if key in each} for each in status["containerStatuses"]
+        ]
+    found = {
         "apiVersion": seen.get("apiVersion"),
         "kind": kind,
         "metadata": {key: metadata[key] for key in METADATA if key in metadata},
         "spec": {key: spec[key] for key in ("nodeName", "suspend") if key in spec},
-        "status": seen.get("status") or {},
+        "status": status,
     }
+    return cast(Object, _shared(found))
+
+
+def _shared(value: Any) -> Any:
+    """The same with each key, and each short word, once in memory: JSON brings them anew with every object."""
+    if isinstance(value, dict):
+        return {sys.intern(key): _shared(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shared(each) for each in value]
+    return sys.intern(value) if type(value) is str and len(value) < WORD else value

@@ -174,7 +174,7 @@ class Installed:
     def dump(self) -> str:
         """All that helps to see what is wrong."""
         parts = [
-            self._shown("get", "pcmoe,pods,jobs,deployments,pvc,services", "-A", "-o", "wide"),
+            self._shown("get", "pcmoe,pods,jobs,deployments,replicasets,pvc,services", "-A", "-o", "wide"),
             self._shown("get", "pcmoe", "-A", "-o", "jsonpath={.items[*].status}"),
             self._shown("get", "events", "-A", "--sort-by=.lastTimestamp"),
         ]

@@ -45,7 +45,7 @@ class Scarce(Operated):
         """Take the machines away, once nothing is on them: whatever is on one that is gone goes only after a minute."""
         where = ("--all", "-n", self.namespace)
         self.plane.kubectl(
-            "delete", "pcmoe,jobs,deployments", *where, "--cascade=foreground", "--timeout=50s"
+            "delete", "pcmoe,jobs,replicasets", *where, "--cascade=foreground", "--timeout=50s"
         )
         self.vanish("pods", lambda: self.plane.pods(self.namespace))
         if self._nodes:

@@ -75,7 +75,7 @@ def test_what_is_deleted_comes_back_and_a_key_that_was_restored_is_kept(here: Up
     here.apply()
     here.all_pods()
     space = ("-n", here.namespace)
-    authority = here.plane.read("secret", "pilot.lyon.ca", *space)["data"]
+    authorities = here.plane.read("secret", "pilot.ca", *space)["data"]
     uid = here.plane.read("job", "pilot.lyon.1", *space)["metadata"]["uid"]
     here.plane.kubectl("delete", "job", "pilot.lyon.1", *space)
 
@@ -87,12 +87,12 @@ def test_what_is_deleted_comes_back_and_a_key_that_was_restored_is_kept(here: Up
     here.stop()
     here.plane.kubectl("delete", "pcmoe", "pilot", *space)
     eventually("end of the Secrets", lambda: not _secrets(here), within=60)
-    kept = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pilot.lyon.ca"}, "data": authority}
+    kept = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pilot.ca"}, "data": authorities}
     here.plane.apply(kept, namespace=here.namespace)
     here.start()
     here.apply()
     here.until(lambda status: status.get("state") == "Running" or status.get("ready") == "2/2")
-    assert here.plane.read("secret", "pilot.lyon.ca", *space)["data"] == authority
+    assert here.plane.read("secret", "pilot.ca", *space)["data"] == authorities
 
 
 def _secrets(here: Operated) -> list[str]:
@@ -106,7 +106,7 @@ def test_a_refused_object_is_told_and_keeps_no_run_from_being_stopped(here: Upgr
             "apiVersion": "v1",
             "kind": "ResourceQuota",
             "metadata": {"name": "few"},
-            "spec": {"hard": {"count/services": "1"}},
+            "spec": {"hard": {"count/services": "0"}},
         },
         namespace=here.namespace,
     )
@@ -119,7 +119,7 @@ def test_a_refused_object_is_told_and_keeps_no_run_from_being_stopped(here: Upgr
     here.apply()
     status = here.until(lambda status: "exceeded quota" in str(status.get("conditions")))
     words = [each for each in status["conditions"] if "exceeded quota" in each["message"]]
-    assert "Service pcmoe-coordinator-pilot: " in words[0]["message"]
+    assert "Service pcmoe-members-pilot: " in words[0]["message"]
     here.change(suspend=True)
     status = here.until(lambda status: status.get("state") == "Suspended")
     eventually("end of all pods", lambda: not here.pods(), within=60)

@@ -225,7 +225,7 @@ def test_a_bundle_has_all_but_secrets(here: Here, logs: KubeletLogs, tmp_path: P
     assert "a line of lyon's" in texts[f"pods/{pods['lyon']}/log.txt"]
     assert {each["name"] for each in json.loads(texts["secrets.json"])} >= {
         "bundled.lyon.tls",
-        "bundled.lyon.ca",
+        "bundled.ca",
     }
     whole = "".join(texts.values())
     for secret in here.plane.read("secrets", "-n", here.namespace)["items"]:

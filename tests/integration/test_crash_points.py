@@ -17,7 +17,7 @@ from pcmoe_operator.reconcile import Reconciler
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.world import World
 
-KINDS = "configmaps,secrets,services,networkpolicies,deployments,jobs,pvc"
+KINDS = "configmaps,secrets,services,networkpolicies,replicasets,jobs,pvc"
 
 
 class Killed(BaseException):
@@ -87,9 +87,9 @@ class Bench:
 
     def authority(self, name: str) -> str:
         """The CA certificate of berlin, if there is one."""
-        args = ("secret", f"{name}.berlin.ca", "-n", self.namespace, "--ignore-not-found", "-o", "json")
+        args = ("secret", f"{name}.ca", "-n", self.namespace, "--ignore-not-found", "-o", "json")
         text = self.plane.kubectl("get", *args)
-        return base64.b64decode(json.loads(text)["data"]["ca.crt"]).decode() if text.strip() else ""
+        return base64.b64decode(json.loads(text)["data"]["berlin.crt"]).decode() if text.strip() else ""
 
 
 @pytest.fixture

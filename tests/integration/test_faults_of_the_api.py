@@ -104,11 +104,11 @@ def healed(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("method", "path", "what"),
     [
-        ("PATCH", "/jobs/{name}.berlin", {"status": 409, "times": 2}),
-        ("PATCH", "/services/pcmoe-nodes-{name}", {"status": 500, "times": 2}),
-        ("PATCH", "/deployments/{name}", {"status": 503, "times": 2}),
+        ("POST", "/jobs", {"status": 409, "times": 2}),
+        ("PATCH", "/services/pcmoe-members-{name}", {"status": 500, "times": 2}),
+        ("PATCH", "/replicasets/{name}", {"status": 503, "times": 2}),
         ("PATCH", "/secrets/{name}", {"reset": True, "times": 2}),
-        ("PATCH", "/jobs/{name}.lyon", {"reset": True, "sent": True, "times": 1}),
+        ("POST", "/jobs", {"reset": True, "sent": True, "times": 1}),
         ("PATCH", "/pcmoeconsortia/{name}/status", {"status": 409, "times": 2}),
         ("PATCH", "/configmaps/{name}", {"slow": 2.0, "times": 1}),
     ],
@@ -130,7 +130,7 @@ def test_a_request_that_fails_is_made_again_until_all_runs(
 
 
 def test_a_server_that_asks_for_a_pause_gets_it(here: Troubled) -> None:
-    path = "/services/pcmoe-nodes-paused"
+    path = "/services/pcmoe-members-paused"
     fault = here.api.fault("PATCH", path, status=429, headers={"Retry-After": "3"})
     here.operator.apply("paused")
     here.running_pods("paused")
@@ -210,7 +210,7 @@ def test_what_is_deleted_unseen_is_noticed_after_the_watch_has_lost_its_place(he
     for kind in KINDS:
         assert here.operator.metric(f'pcmoe_operator_watch_restarts_total{{resource="{kind}"}}') >= 1
     pilot = "pcmoe.dev/consortium=deleted"
-    kinds = "jobs,pods,deployments,secrets,configmaps,services,networkpolicies"
+    kinds = "jobs,pods,replicasets,secrets,configmaps,services,networkpolicies"
 
     def left() -> str:
         return here.plane.kubectl("get", kinds, "-n", here.namespace, "-l", pilot, "-o", "name")

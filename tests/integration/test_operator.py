@@ -100,7 +100,7 @@ def test_what_is_deleted_takes_everything_along_but_the_checkpoints(here: Operat
     here.apply()
     here.all_pods()
     here.plane.kubectl("delete", "pcmoe", "pilot", "-n", here.namespace, "--timeout=20s")
-    kinds = "jobs,pods,deployments,secrets,configmaps,services,networkpolicies"
+    kinds = "jobs,pods,replicasets,secrets,configmaps,services,networkpolicies"
 
     def left(_status: object = None) -> list[str]:
         names = here.plane.kubectl("get", kinds, "-n", here.namespace, "-o", "name").split()

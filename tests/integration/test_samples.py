@@ -137,11 +137,11 @@ def test_the_suspended_one_runs_no_node_until_it_is_released(here: Operated) -> 
     status = until(here, "suspended", "Suspended")
     assert condition(status, "Suspended")["status"] == "True"
     assert nodes(here) == set()
-    wanted = {
+    wanted = {"secret/suspended.ca"} | {
         f"{kind}.{name}{end}"
         for name in consortium.names
         for kind, end in (
-            ("secret/suspended", ".ca"),
+            ("secret/suspended", ".tls"),
             ("persistentvolumeclaim/suspended", ""),
             ("job.batch/suspended", ".1"),
         )
@@ -162,7 +162,7 @@ def test_the_partner_makes_its_own_ca_first_and_then_runs_its_own_pod_alone(here
     consortium = apply(here, "federated-partner")
     until(here, "federated-partner", "Suspended")
     secrets = here.plane.kubectl("get", "secrets", "-n", here.namespace, "-o", "name").split()
-    assert sorted(secrets) == ["secret/federated-partner.lyon.ca", "secret/federated-partner.lyon.tls"]
+    assert sorted(secrets) == ["secret/federated-partner.ca", "secret/federated-partner.lyon.tls"]
     release(here, "federated-partner")
     assert (
         "has no caBundle of berlin"
@@ -181,7 +181,9 @@ def test_the_partner_makes_its_own_ca_first_and_then_runs_its_own_pod_alone(here
     )
     until(here, "federated-partner", "Running")
     assert set(here.pods()) == {"lyon"}, "neither a partner's pod nor the coordinator, which is at berlin"
-    told = here.plane.read("configmap", "federated-partner.lyon", "-n", here.namespace)["data"]["node.json"]
+    told = here.plane.read("configmap", "federated-partner.config", "-n", here.namespace)["data"][
+        "nodes.json"
+    ]
     for entry in consortium.spec.roster:
         assert f'"endpoint":"{entry.endpoint}"' in told
 

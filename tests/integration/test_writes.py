@@ -15,15 +15,15 @@ from tests.integration.operating import DEADLINE, VOLUMES, Operated, operated, v
 NAMES = ("berlin", "lyon", "oslo", "turin")
 OBJECTS = {
     "networkpolicies": 2,
-    "services": 2,
-    "secrets": 9,
-    "configmaps": 5,
+    "services": 1,
+    "secrets": 6,
+    "configmaps": 1,
     "persistentvolumeclaims": 4,
-    "deployments": 1,
+    "replicasets": 1,
     "jobs": 4,
 }
 """What there is for a consortium of four, all of them here."""
-MOST = 36
+MOST = 26
 QUIET = 7.0
 """An Event is told once what it tells has stood for 5 s."""
 VERBS = ("create", "update", "patch", "delete", "deletecollection")

@@ -6,7 +6,7 @@ from typing import Any
 from tests.builders import consortium
 
 from pcmoe_operator.objects.bundle import bundle
-from pcmoe_operator.objects.inputs import Inputs, Keys, ParticipantKeys
+from pcmoe_operator.objects.inputs import Inputs, Keys
 from pcmoe_operator.objects.jobs import jobs
 from pcmoe_operator.objects.names import Object, Owner
 from pcmoe_operator.pki import KeyPair
@@ -55,10 +55,8 @@ def inputs(
 def keys(given: Inputs) -> Keys:
     """Keys that say whose they are."""
     return Keys(
-        participants={
-            name: ParticipantKeys(authority=pair(f"CA of {name}"), leaf=pair(f"leaf of {name}"))
-            for name in given.here
-        },
+        authorities={name: pair(f"CA of {name}") for name in given.here},
+        leaves={name: pair(f"leaf of {name}") for name in given.here},
         coordinator=pair("leaf of the coordinator") if given.coordinates else None,
     )
 
@@ -83,5 +81,5 @@ def pod_specs(objects: Sequence[Object]) -> dict[str, Object]:
     return {
         made["metadata"]["name"]: made["spec"]["template"]["spec"]
         for made in objects
-        if made["kind"] in ("Job", "Deployment")
+        if made["kind"] in ("Job", "ReplicaSet")
     }

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
+import pytest
 from tests.unit.clustered import inputs, keys
 
 from pcmoe_operator.applying import AGAIN_SECONDS, DAY, Applier
 from pcmoe_operator.cluster import Cluster, ClusterError, Object
+from pcmoe_operator.constants import KIND
 from pcmoe_operator.world import World
 
 GIVEN = inputs(2)
@@ -20,14 +22,16 @@ class Api:
     def __init__(self) -> None:
         self.applied: list[Object] = []
         self.refuses: dict[str, str] = {}
+        self.conflicts: list[str] = []
+        """What is said to the next that are made."""
         self.there: dict[str, Object] = {}
         self.seconds = 0.0
+        self.world = World(lambda _key: None)
         self.applier = self.started()
 
     def started(self) -> Applier:
         """Another process of the operator."""
-        world = World(lambda _key: None)
-        return Applier(Cluster(self), world, clock=lambda: self.seconds, now=lambda: self.seconds)
+        return Applier(Cluster(self), self.world, clock=lambda: self.seconds, now=lambda: self.seconds)
 
     async def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
@@ -37,11 +41,19 @@ class Api:
                 return self.there[path]
             raise ClusterError(path, 404, "not found")
         name, words = body["metadata"]["name"], self.refuses.get(body["metadata"]["name"])
+        if method == "POST" and self.conflicts:
+            raise ClusterError(path, 409, self.conflicts.pop(0))
         if words and ("ownerRef" not in words or "ownerReferences" in body["metadata"]):
             raise ClusterError(path, 403, words)
         self.applied.append(body)
         assert name
         return body
+
+    def pod(self, name: str, labels: Mapping[str, str], *, gone: bool = False) -> None:
+        """A pod as a watch tells of it."""
+        metadata = {"name": name, "namespace": GIVEN.owner.namespace, "labels": labels}
+        seen = {"kind": "Pod", "metadata": metadata, "status": {"phase": "Running"}}
+        self.world.saw("DELETED" if gone else "ADDED", seen)
 
     def apply(self) -> int:
         """Apply everything; how many objects were."""
@@ -96,9 +108,9 @@ def test_a_refused_object_stops_no_other_and_is_tried_again_after_a_while() -> N
 
 def test_what_may_have_no_owner_is_applied_without_one() -> None:
     api = Api()
-    api.refuses["hospitals.lyon.ca"] = "cannot set an ownerRef on a resource you can't delete"
+    api.refuses["hospitals.ca"] = "cannot set an ownerRef on a resource you can't delete"
     assert api.apply() == Api().apply()
-    [secret] = [made for made in api.applied if made["metadata"]["name"] == "hospitals.lyon.ca"]
+    [secret] = [made for made in api.applied if made["metadata"]["name"] == "hospitals.ca"]
     assert "ownerReferences" not in secret["metadata"]
 
 
@@ -131,6 +143,51 @@ def test_a_claim_that_was_kept_keeps_its_size_also_where_jobs_are_looked_at_firs
     ]
     assert claim["spec"]["resources"]["requests"]["storage"] == "9Gi"
     assert claim["spec"]["storageClassName"] == "slow"
+
+
+def test_a_coordinator_of_another_configuration_goes_before_there_is_the_next() -> None:
+    api = Api()
+    api.apply()
+
+    def replicas() -> list[int]:
+        return [made["spec"]["replicas"] for made in api.applied if made["kind"] == "ReplicaSet"]
+
+    template = api.applied[-1]["spec"]["template"]["metadata"]["labels"]
+    api.pod("old", {**template, "pcmoe.dev/template": "another"})
+    api.applier.forget(UID)
+    api.apply()
+    assert replicas() == [1, 0]
+    assert not api.applier.settled(GIVEN, ""), "whoever comes after this process goes on"
+    assert api.apply() == 0, "and it waits"
+    api.pod("old", template, gone=True)
+    assert api.apply() == 1 and replicas() == [1, 0, 1]
+    assert api.applier.settled(GIVEN, "")
+    api.pod("new", template)
+    api.applier.forget(UID)
+    api.apply()
+    assert replicas() == [1, 0, 1, 1]
+
+
+def test_a_job_that_came_and_went_between_two_looks_is_made_again() -> None:
+    api = Api()
+    owner = GIVEN.owner
+    api.world.saw("ADDED", {"kind": KIND, "metadata": {"name": owner.name, "namespace": owner.namespace}})
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert len(api.applied) == 2, "the watch has not told of them yet"
+    for event in ("ADDED", "DELETED"):
+        api.world.saw(event, {**api.applied[0], "status": {}})
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert [made["metadata"]["name"] for made in api.applied[2:]] == [api.applied[0]["metadata"]["name"]]
+
+
+def test_a_job_that_is_there_already_is_made_but_not_one_that_meets_another_conflict() -> None:
+    api = Api()
+    api.conflicts = ['jobs.batch "hospitals.berlin.1" already exists', "the quota has been changed"]
+    with pytest.raises(ClusterError):
+        asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    asyncio.run(api.applier.jobs(GIVEN, frozenset(), make=True))
+    assert [made["metadata"]["name"] for made in api.applied] == ["hospitals.lyon.1"]
 
 
 def test_a_refused_job_of_an_attempt_before_is_forgotten() -> None:

@@ -63,7 +63,7 @@ def job(name: str, failure: tuple[str, str] | None = None, **fields: Any) -> Job
             ConditionSeen(type="Failed", status="True", reason=failure[0], message=failure[1], since=at)
         )
     empty: dict[str, Any] = {"suspended": False, "active": 1, "failed": 0, "succeeded": 0}
-    empty |= {"refusal": None, "refused_since": ""}
+    empty |= {"refusal": None, "refused_since": "", "started": ""}
     return JobSeen(**{"participant": name, "conditions": tuple(why), **empty, **fields})
 
 
@@ -506,6 +506,27 @@ def test_progress_alone_is_written_every_so_often_and_anything_else_at_once() ->
     assert changed(before, made(lost, before, soon), soon, 5.0)
     assert changed(None, before, NOW, 5.0)
     assert changed({**before, "lastUpdateTime": "x"}, made(more, before), NOW, 5.0)
+
+
+def test_that_one_after_the_other_gets_a_machine_and_is_ready_is_progress() -> None:
+    """Each write of a status costs the API server as much as a pod does; all that is decided by it is in conditions."""
+    soon = NOW + timedelta(seconds=1)
+    none, one, all_but_one, everybody = (
+        observation(
+            {
+                name: there(name) if i < count else pending(name)
+                for i, name in enumerate(("berlin", "lyon", "oslo"))
+            }
+        )
+        for count in range(4)
+    )
+    before = made(none)
+    assert not changed(before, made(one, before, soon), soon, 5.0)
+    assert changed(before, made(one, before, soon), soon, 1.0)
+    before = made(all_but_one)
+    assert changed(before, made(everybody, before, soon), soon, 5.0)
+    back = {**before, "release": {"state": "GivenBack", "since": "2026-08-01T12:00:00Z", "tries": 1}}
+    assert changed(back, made(none, back, soon) | {"release": back["release"]}, soon, 5.0)
 
 
 def test_a_status_that_says_the_same_is_never_written_again() -> None:

@@ -41,7 +41,7 @@ class Api:
                 return {"items": []}
             raise ClusterError(f"GET {path}", 404, "not found")
         assert body is not None
-        job = "/jobs/" in path
+        job = "/jobs" in path
         if not job and not path.endswith("/status"):
             return body
         if content_type == MERGE:

@@ -8,6 +8,7 @@ import pytest
 from tests.builders import architecture, consortium
 
 from pcmoe_node.config import CoordinatorConfig, NodeConfig
+from pcmoe_node.errors import ConfigError
 from pcmoe_operator.agreement import canonical, digest
 from pcmoe_operator.nodeconfig import NodePlaces, Places, coordinator_config, identity_of, node_config
 from pcmoe_operator.plan import make_plan
@@ -51,6 +52,25 @@ def test_a_configuration_survives_the_way_through_a_file(tmp_path: Path) -> None
         told = coordinating(consortium(count))
         path.write_text(told.model_dump_json(indent=2))
         assert CoordinatorConfig.load(path) == told
+
+
+def test_a_configuration_may_lie_in_several_files_with_each_field_in_one(tmp_path: Path) -> None:
+    config = made(consortium(2))
+    shared, own = tmp_path / "nodes.json", tmp_path / "node.json"
+    shared.write_text(config.model_dump_json(exclude={"participant", "quota"}))
+    own.write_text(config.model_dump_json(include={"participant", "quota"}))
+    assert NodeConfig.load(shared, own) == NodeConfig.load(own, shared) == config
+    own.write_text(config.model_dump_json(include={"participant", "quota", "threads"}))
+    with pytest.raises(ConfigError, match=r"node\.json: threads: said in another file already"):
+        NodeConfig.load(shared, own)
+    own.write_text("[]")
+    with pytest.raises(ConfigError, match=r"node\.json: must be an object in JSON"):
+        NodeConfig.load(shared, own)
+    own.write_text("{}")
+    with pytest.raises(ConfigError, match=r"nodes\.json, .*node\.json: participant: Field required"):
+        NodeConfig.load(shared, own)
+    with pytest.raises(ConfigError, match=r"none\.json: can't be read"):
+        NodeConfig.load(shared, tmp_path / "none.json")
 
 
 def test_every_field_that_is_agreed_on_arrives() -> None:

@@ -4,19 +4,22 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.client import models
 from tests.builders import FULL, architecture
-from tests.unit.clustered import everything, here, inputs, keys, of_kind, pod_specs
+from tests.unit.clustered import everything, here, inputs, keys, of_kind, pair, pod_specs
 
 from pcmoe_node.config import CoordinatorConfig, NodeConfig
 from pcmoe_operator.constants import MAX_ATTEMPT, MAX_OBJECT_NAME, MAX_PARTICIPANT_NAME
 from pcmoe_operator.objects.bundle import bundle
-from pcmoe_operator.objects.inputs import FoundClaim, Inputs
+from pcmoe_operator.objects.configs import node_configuration
+from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
 from pcmoe_operator.objects.names import Object
 from pcmoe_operator.objects.needs import cluster_faults
+from pcmoe_operator.pki import issue_authority
 
 SOURCE = {"checkpoint": {"fingerprint": "sha256:" + "a" * 64, "config": architecture()}}
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -147,44 +150,55 @@ def test_labels_say_whose_an_object_is() -> None:
         "pcmoe.dev/participant": "lyon",
         "pcmoe.dev/attempt": "3",
     }
-    roles = {made["metadata"]["labels"]["pcmoe.dev/role"] for made in objects}
-    assert roles == {"node", "coordinator"}
+    everybodys = {made["kind"] for made in objects if "pcmoe.dev/role" not in made["metadata"]["labels"]}
+    assert everybodys == {"Service", "ConfigMap", "Secret"}
+    roles = {made["metadata"]["labels"].get("pcmoe.dev/role") for made in objects}
+    assert roles == {"node", "coordinator", None}
 
 
 # Configuration.
 
 
-def configurations(objects: Sequence[Object]) -> tuple[dict[str, NodeConfig], CoordinatorConfig]:
-    maps = of_kind(objects, "ConfigMap")
-    nodes = {
-        made["metadata"]["labels"]["pcmoe.dev/participant"]: NodeConfig.model_validate_json(
-            made["data"]["node.json"]
-        )
-        for made in maps.values()
-        if "node.json" in made["data"]
-    }
-    told = maps["hospitals.coordinator"]["data"]["coordinator.json"]
-    return nodes, CoordinatorConfig.model_validate_json(told)
+def configurations(objects: Sequence[Object]) -> tuple[dict[str, NodeConfig], CoordinatorConfig | None]:
+    """What each process reads: the files that its pod mounts of the ConfigMap, in the order of its command."""
+    maps, nodes, coordinator = of_kind(objects, "ConfigMap"), {}, None
+    for name, spec in pod_specs(objects).items():
+        (told,) = (volume["configMap"] for volume in spec["volumes"] if volume["name"] == "config")
+        files = {item["path"]: maps[told["name"]]["data"][item["key"]] for item in told["items"]}
+        command = spec["containers"][0]["command"]
+        read = [Path(path) for path in command[command.index("--config") + 1 :]]
+        assert {path.name for path in read} == set(files), "it mounts what it reads, and nobody else's"
+        parts: dict[str, Any] = {}
+        for path in read:
+            parts |= json.loads(files[path.name])
+        if name == "hospitals.coordinator":
+            coordinator = CoordinatorConfig.model_validate_json(json.dumps(parts))
+        else:
+            nodes[parts["participant"]] = NodeConfig.model_validate_json(json.dumps(parts))
+    return nodes, coordinator
 
 
 def test_every_node_is_told_where_the_services_say_the_others_are() -> None:
     objects = everything(inputs(3, settings={"clusterDomain": "k8s.example"}))
     nodes, coordinator = configurations(objects)
-    assert set(nodes) == {"berlin", "lyon", "oslo"}
-    services, pods = of_kind(objects, "Service"), of_kind(objects, "Job")
-    headless = services["pcmoe-nodes-hospitals"]
+    assert coordinator is not None and set(nodes) == {"berlin", "lyon", "oslo"}
+    (headless,) = of_kind(objects, "Service").values()
     assert headless["spec"]["clusterIP"] == "None"
     assert headless["spec"]["publishNotReadyAddresses"] is True
-    for name, config in nodes.items():
-        assert config.participant == name
-        pod = pods[f"hospitals.{name}.1"]["spec"]["template"]
+
+    def endpoint(kind: str, name: str) -> str:
+        """The name that the cluster gives a pod by its Service."""
+        pod = of_kind(objects, kind)[name]["spec"]["template"]
         assert headless["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-        host = f"{pod['spec']['hostname']}.{pod['spec']['subdomain']}.training.svc.k8s.example"
+        assert pod["spec"]["subdomain"] == headless["metadata"]["name"]
+        return f"{pod['spec']['hostname']}.{pod['spec']['subdomain']}.training.svc.k8s.example:8443"
+
+    for name, config in nodes.items():
         everybody: list[NodeConfig | CoordinatorConfig] = [*nodes.values(), coordinator]
         for told in everybody:
-            assert told.participants[config.index].endpoint == f"{host}:8443"
+            assert told.participants[config.index].endpoint == endpoint("Job", f"hospitals.{name}.1")
             assert told.participants[config.index].ca_bundle == f"certificate: CA of {name}"
-        host = "pcmoe-coordinator-hospitals.training.svc.k8s.example:8443"
+        host = endpoint("ReplicaSet", "hospitals.coordinator")
         assert config.coordinator.endpoint == coordinator.coordinator.endpoint == host
         assert config.coordinator.ca_bundle == "certificate: CA of berlin"
 
@@ -192,6 +206,7 @@ def test_every_node_is_told_where_the_services_say_the_others_are() -> None:
 def test_every_port_told_is_one_that_the_pod_has() -> None:
     objects = everything(inputs(2, settings={"nodePort": 9443, "statusPort": 9401}))
     nodes, coordinator = configurations(objects)
+    assert coordinator is not None
     everybody: list[NodeConfig | CoordinatorConfig] = [*nodes.values(), coordinator]
     for told in everybody:
         assert (told.identity.listen, told.status_listen) == ("0.0.0.0:9443", "0.0.0.0:9401")
@@ -229,16 +244,28 @@ def test_every_folder_told_is_mounted_and_only_state_and_scratch_are_written() -
         assert {"/volumes/dataset", "/volumes/model", "/etc/pcmoe/config"} <= set(places)
         held = specs[f"hospitals.{name}.1"]["containers"][0]
         assert held["terminationMessagePath"] == config.termination_message
-        assert held["command"][-1] == "/etc/pcmoe/config/node.json"
+        assert held["command"][-2:] == ["/etc/pcmoe/config/nodes.json", "/etc/pcmoe/config/node.json"]
     assert mounted(specs["hospitals.coordinator"])["/tmp"]["emptyDir"]
-    assert coordinator.log_directory == "/tmp/log"
+    assert coordinator is not None and coordinator.log_directory == "/tmp/log"
 
 
-def test_a_configuration_of_64_participants_fits_a_config_map() -> None:
+def test_configurations_and_keys_of_64_participants_fit_an_object_each() -> None:
     names = [f"p{i:02}" for i in range(64)]
-    objects = everything(inputs(names))
-    for made in of_kind(objects, "ConfigMap").values():
-        assert len(json.dumps(made)) < 2**20 // 2
+    given = inputs(names)
+    cas, leaf = {name: issue_authority(name, "hospitals-2026") for name in names}, pair("a leaf")
+    own = Keys(authorities=cas, leaves=dict.fromkeys(names, leaf), coordinator=leaf)
+    for made in bundle(given, own):
+        assert len(json.dumps(made)) < 2**20 // 4, made["kind"]
+
+
+def test_what_one_node_alone_is_told_is_all_in_which_they_differ() -> None:
+    given = inputs(3, lyon={"cpuThreads": 3, "gradientCheckpointing": True, "device": "CPU"})
+    (made,) = of_kind(everything(given), "ConfigMap").values()
+    told = {name: node_configuration(given, keys(given), name).model_dump() for name in given.here}
+    for name in given.here:
+        own = json.loads(made["data"][f"node.{name}.json"])
+        differ = {key for key in told[name] if any(told[name][key] != other[key] for other in told.values())}
+        assert differ <= own.keys()
 
 
 # Secrets.
@@ -265,13 +292,15 @@ def test_secrets_hold_what_their_names_say() -> None:
         name: {key: base64.b64decode(value).decode() for key, value in made["data"].items()}
         for name, made in secrets.items()
     }
-    assert read["hospitals.lyon.ca"] == {
-        "ca.crt": "certificate: CA of lyon",
-        "ca.key": "private key: CA of lyon",
+    assert read["hospitals.ca"] == {
+        "berlin.crt": "certificate: CA of berlin",
+        "berlin.key": "private key: CA of berlin",
+        "lyon.crt": "certificate: CA of lyon",
+        "lyon.key": "private key: CA of lyon",
     }
     assert read["hospitals.lyon.tls"]["tls.key"] == "private key: leaf of lyon"
     assert read["hospitals.coordinator.tls"]["tls.crt"] == "certificate: leaf of the coordinator"
-    assert len(secrets) == 5
+    assert len(secrets) == 4
 
 
 def test_keys_are_in_secrets_only_and_never_printed() -> None:
@@ -316,12 +345,15 @@ def test_a_new_volume_can_be_written_unless_admission_sees_to_it() -> None:
 
 def test_another_configuration_starts_the_coordinator_again_and_no_node() -> None:
     first, second = (
-        of_kind(everything(inputs(2, {"agreement.failurePolicy.peerTimeoutSeconds": s})), "Deployment")
+        of_kind(everything(inputs(2, {"agreement.failurePolicy.peerTimeoutSeconds": s})), "ReplicaSet")
         for s in (30, 31)
     )
-    templates = [made["hospitals.coordinator"]["spec"]["template"]["metadata"] for made in (first, second)]
-    assert templates[0] != templates[1]
-    assert first["hospitals.coordinator"]["spec"]["strategy"] == {"type": "Recreate"}
+    same = of_kind(everything(inputs(2)), "ReplicaSet")
+    marks = [
+        made["hospitals.coordinator"]["spec"]["template"]["metadata"]["labels"]["pcmoe.dev/template"]
+        for made in (first, second, same)
+    ]
+    assert marks[0] == marks[2] != marks[1]
     for job in of_kind(everything(inputs(2)), "Job").values():
         assert "annotations" not in job["spec"]["template"]["metadata"]
 
@@ -404,6 +436,10 @@ def test_whoever_runs_elsewhere_must_be_in_the_roster() -> None:
     assert cluster_faults(inputs(2, {"roster": roster}, settings=partner)) == []
 
 
+def test_where_nobody_runs_nothing_is_made() -> None:
+    assert everything(inputs(2, settings={"participants": ["graz"]})) == []
+
+
 def test_a_partner_runs_its_own_part_only() -> None:
     roster = [{"name": "berlin", "caBundle": PEM, "endpoint": "berlin.example:443"}]
     given = inputs(
@@ -411,8 +447,8 @@ def test_a_partner_runs_its_own_part_only() -> None:
     )
     objects = everything(given)
     assert set(of_kind(objects, "Job")) == {"hospitals.lyon.1"}
-    assert of_kind(objects, "Deployment") == {}
-    told = NodeConfig.model_validate_json(
-        of_kind(objects, "ConfigMap")["hospitals.lyon"]["data"]["node.json"]
-    )
+    assert of_kind(objects, "ReplicaSet") == {}
+    nodes, coordinator = configurations(objects)
+    told = nodes["lyon"]
+    assert coordinator is None and set(nodes) == {"lyon"}
     assert told.coordinator.endpoint == told.participants[0].endpoint == "berlin.example:443"

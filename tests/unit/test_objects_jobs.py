@@ -254,10 +254,9 @@ def test_a_bundle_has_no_job_and_puts_policies_before_pods() -> None:
     kinds = [made["kind"] for made in bundle(given, keys(given))]
     assert kinds == [
         *["NetworkPolicy"] * 2,
-        *["Service"] * 2,
-        *["Secret"] * 5,
-        *["ConfigMap"] * 2,
-        *["PersistentVolumeClaim"] * 2,
+        "Service",
+        *["Secret"] * 4,
         "ConfigMap",
-        "Deployment",
+        *["PersistentVolumeClaim"] * 2,
+        "ReplicaSet",
     ]

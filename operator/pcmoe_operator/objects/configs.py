@@ -1,15 +1,18 @@
-"""What each process is told, as one ConfigMap each: a single one would pass 1 MiB with 64 participants."""
+"""What each process is told: one ConfigMap for all. What all nodes are told alike is in it once."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pcmoe_node.config import CoordinatorConfig, NodeConfig
-from pcmoe_operator.nodeconfig import NodePlaces, Places, coordinator_config, node_config
+from pcmoe_operator.nodeconfig import NodePlaces, Places, coordinator_config, node_config, own_fields
 from pcmoe_operator.objects.inputs import Inputs, Keys
-from pcmoe_operator.objects.names import Object, coordinator, head, labels, of_participant
+from pcmoe_operator.objects.names import Object, configuration, head, labels
 
+NODES_FILE = "nodes.json"
+"""What all nodes are told alike. With 64 participants it is too much to be there for each of them."""
 NODE_FILE = "node.json"
+"""The rest, as a node's pod has it; in the ConfigMap it is below `node_key`."""
 COORDINATOR_FILE = "coordinator.json"
 
 CONFIG = Path("/etc/pcmoe/config")
@@ -23,9 +26,9 @@ SCRATCH = Path("/tmp")
 TERMINATION = Path("/dev/termination-log")
 
 
-def node_configuration(inputs: Inputs, keys: Keys, participant: str) -> NodeConfig:
-    """What one node is told."""
-    places = NodePlaces(
+def node_places(inputs: Inputs, keys: Keys) -> NodePlaces:
+    """Where things are in a node's pod, alike in all of them."""
+    return NodePlaces(
         **_shared(inputs, keys),
         dataset=DATASET,
         model=MODEL,
@@ -33,7 +36,11 @@ def node_configuration(inputs: Inputs, keys: Keys, participant: str) -> NodeConf
         log=STATE / "log",
         termination_message=TERMINATION,
     )
-    return node_config(inputs.consortium, inputs.plan, participant, places)
+
+
+def node_configuration(inputs: Inputs, keys: Keys, participant: str) -> NodeConfig:
+    """What one node is told."""
+    return node_config(inputs.consortium, inputs.plan, participant, node_places(inputs, keys))
 
 
 def coordinator_configuration(inputs: Inputs, keys: Keys) -> CoordinatorConfig:
@@ -49,23 +56,32 @@ def _shared(inputs: Inputs, keys: Keys) -> Mapping[str, Any]:
         "status_listen": f"0.0.0.0:{settings.status_port}",
         "coordinator": inputs.coordinator_endpoint,
         "endpoints": {name: inputs.node_endpoint(name) for name in inputs.here},
-        "ca_bundles": {name: keys.participants[name].authority.certificate for name in inputs.here},
+        "ca_bundles": {name: keys.authorities[name].certificate for name in inputs.here},
         "certificates": CERTIFICATES,
     }
 
 
-def node_configmap(inputs: Inputs, keys: Keys, participant: str) -> Object:
-    """A node's ConfigMap. A node reads it when it starts: what is agreed changes only while nothing runs."""
-    owner = inputs.owner
-    marked = labels(owner.name, "node", participant)
-    text = node_configuration(inputs, keys, participant).model_dump_json()
-    name = of_participant(owner.name, participant)
-    return {**head("v1", "ConfigMap", name, owner, marked), "data": {NODE_FILE: text}}
+def node_key(participant: str) -> str:
+    """The key of what one node alone is told. Names of participants have no dots."""
+    return f"node.{participant}.json"
 
 
-def coordinator_configmap(inputs: Inputs, keys: Keys) -> Object:
-    """The coordinator's ConfigMap."""
-    owner = inputs.owner
-    text = coordinator_configuration(inputs, keys).model_dump_json()
-    made = head("v1", "ConfigMap", coordinator(owner.name), owner, labels(owner.name, "coordinator"))
-    return {**made, "data": {COORDINATOR_FILE: text}}
+def configmap(inputs: Inputs, keys: Keys) -> Object:
+    """The ConfigMap; somebody must run here. A node reads it when it starts: what is agreed changes only while nothing
+    runs.
+    """
+    owner, places = inputs.owner, node_places(inputs, keys)
+    first, *others = inputs.here
+    config = node_config(inputs.consortium, inputs.plan, first, places)
+    own = set(own_fields(inputs.consortium, inputs.plan, first, places))
+    data = {
+        NODES_FILE: config.model_dump_json(exclude=own),
+        node_key(first): config.model_dump_json(include=own),
+    }
+    for other in others:
+        told = config.model_copy(update=own_fields(inputs.consortium, inputs.plan, other, places))
+        data[node_key(other)] = told.model_dump_json(include=own)
+    if inputs.coordinates:
+        data[COORDINATOR_FILE] = coordinator_configuration(inputs, keys).model_dump_json()
+    made = head("v1", "ConfigMap", configuration(owner.name), owner, labels(owner.name))
+    return {**made, "data": data}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pcmoe_operator.objects.names import Owner, coordinator_service, nodes_service
+from pcmoe_operator.constants import COORDINATOR
+from pcmoe_operator.objects.names import Owner, service
 from pcmoe_operator.pki import KeyPair
 from pcmoe_operator.plan import ParticipantPlan, Plan
 from pcmoe_operator.schema import Consortium
@@ -11,18 +12,13 @@ from pcmoe_operator.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParticipantKeys:
-    """One participant's CA, and the leaf that it signed."""
-
-    authority: KeyPair = field(repr=False)
-    leaf: KeyPair = field(repr=False)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Keys:
     """Keys of all that runs here."""
 
-    participants: Mapping[str, ParticipantKeys]
+    authorities: Mapping[str, KeyPair] = field(repr=False)
+    """By participant, each one's CA; also of those that ran here once, since a CA is never replaced."""
+    leaves: Mapping[str, KeyPair] = field(repr=False)
+    """By participant, what its CA has signed."""
     coordinator: KeyPair | None = field(default=None, repr=False)
     """Signed by the CA of the participant that runs it; None if it doesn't run here."""
 
@@ -69,7 +65,7 @@ class Inputs:
 
     def node_endpoint(self, participant: str) -> str:
         """`host:port` of a node in this cluster; its name stands before it is ready, and survives its pod."""
-        return f"{participant}.{self._host(nodes_service(self.owner.name))}:{self.settings.node_port}"
+        return self._endpoint(participant)
 
     @property
     def coordinator_endpoint(self) -> str:
@@ -78,11 +74,13 @@ class Inputs:
         `needs.cluster_faults` has seen to it that this one has an endpoint.
         """
         if self.coordinates:
-            return f"{self._host(coordinator_service(self.owner.name))}:{self.settings.node_port}"
+            return self._endpoint(COORDINATOR)
         entry = self.consortium.roster_entry(self.consortium.agreement.coordinator)
         assert entry is not None
         assert entry.endpoint is not None
         return entry.endpoint
 
-    def _host(self, service: str) -> str:
-        return f"{service}.{self.owner.namespace}.svc.{self.settings.cluster_domain}"
+    def _endpoint(self, member: str) -> str:
+        owner, settings = self.owner, self.settings
+        host = f"{member}.{service(owner.name)}.{owner.namespace}.svc.{settings.cluster_domain}"
+        return f"{host}:{settings.node_port}"

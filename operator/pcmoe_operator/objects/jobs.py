@@ -1,9 +1,9 @@
 """A participant's Job: one pod, and what becomes of it when it ends."""
 
 from pcmoe_node import errors
-from pcmoe_operator.objects.configs import CONFIG, NODE_FILE
+from pcmoe_operator.objects.configs import CONFIG, NODE_FILE, NODES_FILE
 from pcmoe_operator.objects.inputs import Inputs
-from pcmoe_operator.objects.names import Object, head, labels, nodes_service, of_attempt
+from pcmoe_operator.objects.names import Object, head, labels, of_attempt, service
 from pcmoe_operator.objects.pods import container, marked, pod, probe
 from pcmoe_operator.objects.volumes import node_mounts
 from pcmoe_operator.pod import Template
@@ -47,7 +47,7 @@ def jobs(inputs: Inputs, suspend: bool) -> list[Object]:
 def job(inputs: Inputs, participant: str, suspend: bool) -> Object:
     """A participant's Job for this attempt. Once made, nothing but `suspend` is ever changed.
 
-    A Job's template can't be changed, so no digest of the configuration is on the pod, as a Deployment's would be:
+    A Job's template can't be changed, so no digest of the configuration is on the pod, as on the coordinator's:
     it would only make every later apply fail. A pod reads the ConfigMap when it starts, and what is agreed changes
     while the Job is suspended and has no pod.
     """
@@ -85,7 +85,8 @@ def _failure_rules() -> list[Object]:
 def _pod(inputs: Inputs, participant: str, entry: Local) -> Object:
     settings, template = inputs.settings, entry.template
     mounts = node_mounts(inputs, participant)
-    command = ["python", "-m", "pcmoe_node", "--config", str(CONFIG / NODE_FILE)]
+    files = [str(CONFIG / NODES_FILE), str(CONFIG / NODE_FILE)]
+    command = ["python", "-m", "pcmoe_node", "--config", *files]
     held = container(CONTAINER, template.image or settings.node_image, command, mounts, settings)
     again = {"operator": "In", "values": list(RESTARTED_CODES)}
     held |= {
@@ -101,7 +102,7 @@ def _pod(inputs: Inputs, participant: str, entry: Local) -> Object:
         **_terms(template),
         "restartPolicy": "Never",
         "hostname": participant,
-        "subdomain": nodes_service(inputs.owner.name),
+        "subdomain": service(inputs.owner.name),
         "terminationGracePeriodSeconds": GRACE_SECONDS,
     }
 

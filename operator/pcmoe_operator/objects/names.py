@@ -1,8 +1,8 @@
 """Every object's name, labels and owner, in one place.
 
 A name is put together with dots. Names of consortia and participants have hyphens but no dots, so `a-b` with
-`c` and `a` with `b-c` stay apart: with hyphens they would share a checkpoint. Services may have no dots and begin
-with a letter; theirs tell what they are at the front.
+`c` and `a` with `b-c` stay apart: with hyphens they would share a checkpoint. A Service may have no dots and begins
+with a letter; its name tells what it is at the front.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ CONSORTIUM = f"{GROUP}/consortium"
 PARTICIPANT = f"{GROUP}/participant"
 ROLE = f"{GROUP}/role"
 ATTEMPT = f"{GROUP}/attempt"
+TEMPLATE = f"{GROUP}/template"
+"""Of the coordinator's pod: a digest of what it was made from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +49,7 @@ class Owner:
 
 
 def of_participant(consortium: str, participant: str) -> str:
-    """A participant's ConfigMap and claim."""
+    """A participant's claim."""
     return f"{consortium}.{participant}"
 
 
@@ -56,9 +58,14 @@ def of_attempt(consortium: str, participant: str, attempt: int) -> str:
     return f"{consortium}.{participant}.{attempt}"
 
 
-def authority(consortium: str, participant: str) -> str:
-    """The Secret with the key of a participant's CA; no pod mounts it."""
-    return f"{consortium}.{participant}.ca"
+def configuration(consortium: str) -> str:
+    """The ConfigMap with what each process is told."""
+    return f"{consortium}.config"
+
+
+def authorities(consortium: str) -> str:
+    """The Secret with the CAs of the participants that run here; no pod mounts it."""
+    return f"{consortium}.ca"
 
 
 def certificate(consortium: str, member: str) -> str:
@@ -67,7 +74,7 @@ def certificate(consortium: str, member: str) -> str:
 
 
 def coordinator(consortium: str) -> str:
-    """The coordinator's ConfigMap and Deployment: no participant may be called so."""
+    """The coordinator's ReplicaSet: no participant may be called so."""
     return f"{consortium}.{COORDINATOR}"
 
 
@@ -76,25 +83,23 @@ def policy(consortium: str, role: Role) -> str:
     return f"{consortium}.{role}"
 
 
-def nodes_service(consortium: str) -> str:
-    """The headless Service that gives every node a name of its own."""
-    return f"pcmoe-nodes-{consortium}"
+def service(consortium: str) -> str:
+    """The headless Service that gives every node, and the coordinator, a name of its own."""
+    return f"pcmoe-members-{consortium}"
 
 
-def coordinator_service(consortium: str) -> str:
-    """The coordinator's Service."""
-    return f"pcmoe-coordinator-{consortium}"
-
-
-def chosen(consortium: str, role: Role) -> Mapping[str, str]:
-    """The labels by which Services, policies and the Deployment choose pods. They never change."""
-    return {CONSORTIUM: consortium, ROLE: role}
+def chosen(consortium: str, role: Role | None = None) -> Mapping[str, str]:
+    """The labels by which Service, policies and the ReplicaSet choose pods. They never change."""
+    return {CONSORTIUM: consortium} if role is None else {CONSORTIUM: consortium, ROLE: role}
 
 
 def labels(
-    consortium: str, role: Role, participant: str | None = None, attempt: int | None = None
+    consortium: str, role: Role | None = None, participant: str | None = None, attempt: int | None = None
 ) -> dict[str, str]:
-    """Labels of an object or a pod. The consortium's own labels are not copied: tools that own it own those."""
+    """Labels of a pod or an object; one that is everybody's has no role.
+
+    The consortium's own labels are not copied: tools that own it own those.
+    """
     own = {PARTICIPANT: participant, ATTEMPT: None if attempt is None else str(attempt)}
     return {
         "app.kubernetes.io/name": "pcmoe",

@@ -1,19 +1,10 @@
-"""Services, and who may talk to whom: what these policies don't allow is denied."""
+"""The Service, and who may talk to whom: what these policies don't allow is denied."""
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 
 from pcmoe_operator.objects.inputs import Inputs
-from pcmoe_operator.objects.names import (
-    Object,
-    Role,
-    chosen,
-    coordinator_service,
-    head,
-    labels,
-    nodes_service,
-    policy,
-)
+from pcmoe_operator.objects.names import Object, Role, chosen, head, labels, policy, service
 from pcmoe_operator.settings import PodChoice, Settings
 
 EXCHANGE = "exchange"
@@ -23,23 +14,21 @@ STATUS = "status"
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
 
-def services(inputs: Inputs) -> Iterator[Object]:
-    """The headless Service of the nodes, and the coordinator's where it runs here."""
-    owner = inputs.owner
-    nodes = _service(inputs, nodes_service(owner.name), "node")
-    nodes["spec"]["clusterIP"] = "None"
-    # A node is connected to before it is ready: it is ready when all are connected.
-    nodes["spec"]["publishNotReadyAddresses"] = True
-    yield nodes
-    if inputs.coordinates:
-        yield _service(inputs, coordinator_service(owner.name), "coordinator")
+def members_service(inputs: Inputs) -> Object:
+    """The headless Service, by which each pod has a name: its `hostname` before the Service's.
 
-
-def _service(inputs: Inputs, name: str, role: Role) -> Object:
+    One for all: of each Service the cluster keeps lists of addresses, which are written anew whenever a pod changes.
+    """
     owner = inputs.owner
     port = {"name": EXCHANGE, "port": inputs.settings.node_port, "targetPort": EXCHANGE, "protocol": "TCP"}
-    made = head("v1", "Service", name, owner, labels(owner.name, role))
-    return {**made, "spec": {"selector": dict(chosen(owner.name, role)), "ports": [port]}}
+    spec: Object = {
+        "selector": dict(chosen(owner.name)),
+        "ports": [port],
+        "clusterIP": "None",
+        # A node is connected to before it is ready: it is ready when all are connected.
+        "publishNotReadyAddresses": True,
+    }
+    return {**head("v1", "Service", service(owner.name), owner, labels(owner.name)), "spec": spec}
 
 
 def policies(inputs: Inputs) -> Iterator[Object]:

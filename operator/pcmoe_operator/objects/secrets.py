@@ -1,27 +1,25 @@
-"""Secrets: a participant's CA, which only the operator reads, and the leaf that its pod mounts."""
+"""Secrets: the participants' CAs, which only the operator reads, and the leaf that each pod mounts."""
 
 import base64
 from collections.abc import Iterator, Mapping
 
 from pcmoe_operator.constants import COORDINATOR
 from pcmoe_operator.objects.inputs import Inputs, Keys
-from pcmoe_operator.objects.names import Object, Role, authority, certificate, head, labels
+from pcmoe_operator.objects.names import Object, Role, authorities, certificate, head, labels
 from pcmoe_operator.pki import KeyPair
 
 
 def secrets(inputs: Inputs, keys: Keys) -> Iterator[Object]:
-    """Every Secret of what runs here. Whoever can read the first kind can be that participant."""
+    """Every Secret of what runs here. Whoever can read the first can be each of these participants.
+
+    A leaf has a Secret of its own: a machine may read those that its pods mount, and shall have no other's key.
+    """
     consortium = inputs.owner.name
+    files = [_files(pair, name) for name, pair in sorted(keys.authorities.items())]
+    all_files = {file: text for each in files for file, text in each.items()}
+    yield _secret(inputs, authorities(consortium), "Opaque", all_files, labels(consortium))
     for name in inputs.here:
-        own = keys.participants[name]
-        yield _secret(
-            inputs,
-            authority(consortium, name),
-            "Opaque",
-            _files(own.authority, "ca"),
-            labels(consortium, "node", name),
-        )
-        yield _leaf(inputs, name, "node", own.leaf)
+        yield _leaf(inputs, name, "node", keys.leaves[name])
     if inputs.coordinates:
         assert keys.coordinator is not None
         yield _leaf(inputs, COORDINATOR, "coordinator", keys.coordinator)

@@ -3,9 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pcmoe_operator.objects.configs import CERTIFICATES, CONFIG, DATASET, MODEL, SCRATCH, STATE
+from pcmoe_operator.objects.configs import (
+    CERTIFICATES,
+    CONFIG,
+    COORDINATOR_FILE,
+    DATASET,
+    MODEL,
+    NODE_FILE,
+    NODES_FILE,
+    SCRATCH,
+    STATE,
+    node_key,
+)
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs
-from pcmoe_operator.objects.names import Object, certificate, head, labels, of_participant
+from pcmoe_operator.objects.names import Object, certificate, configuration, head, labels, of_participant
 from pcmoe_operator.pod import CheckpointVolume, ReadVolume
 from pcmoe_operator.scalars import quantity
 
@@ -52,14 +63,14 @@ def _claim_spec(volume: CheckpointVolume, found: FoundClaim | None) -> Object:
 
 
 def node_mounts(inputs: Inputs, participant: str) -> Mounts:
-    """All that a node's pod mounts. Its CA's key is not among it, nor anybody else's leaf."""
+    """All that a node's pod mounts. No CA's key is among it, nor anybody else's leaf or own configuration."""
     consortium, entry = inputs.owner.name, inputs.consortium.local_entry(participant)
-    told = of_participant(consortium, participant)
+    files = {NODES_FILE: NODES_FILE, node_key(participant): NODE_FILE}
     sources = {
-        **_own_files(told, certificate(consortium, participant)),
+        **_own_files(configuration(consortium), files, certificate(consortium, participant)),
         "dataset": _read(entry.volumes.dataset),
         "model": _read(entry.volumes.model),
-        "state": _written(entry.volumes.checkpoint, told),
+        "state": _written(entry.volumes.checkpoint, of_participant(consortium, participant)),
         "scratch": {"emptyDir": {"sizeLimit": SCRATCH_SIZE}},
     }
     return _mounts(sources)
@@ -67,7 +78,8 @@ def node_mounts(inputs: Inputs, participant: str) -> Mounts:
 
 def coordinator_mounts(configmap: str, secret: str) -> Mounts:
     """All that the coordinator's pod mounts: it keeps nothing."""
-    return _mounts({**_own_files(configmap, secret), "scratch": {"emptyDir": {"sizeLimit": "64Mi"}}})
+    files = _own_files(configmap, {COORDINATOR_FILE: COORDINATOR_FILE}, secret)
+    return _mounts({**files, "scratch": {"emptyDir": {"sizeLimit": "64Mi"}}})
 
 
 _PLACES = {
@@ -92,9 +104,10 @@ def _mounts(sources: Mapping[str, Object | None]) -> Mounts:
     )
 
 
-def _own_files(configmap: str, secret: str) -> Mapping[str, Object]:
+def _own_files(configmap: str, files: Mapping[str, str], secret: str) -> Mapping[str, Object]:
+    items = [{"key": key, "path": path} for key, path in files.items()]
     return {
-        "config": {"configMap": {"name": configmap}},
+        "config": {"configMap": {"name": configmap, "items": items}},
         "certificates": {"secret": {"secretName": secret, "defaultMode": 0o440}},
     }
 

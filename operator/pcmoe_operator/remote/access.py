@@ -50,6 +50,7 @@ APIS: Mapping[str, str] = {
     "secrets": "/api/v1",
     "services": "/api/v1",
     "deployments": "/apis/apps/v1",
+    "replicasets": "/apis/apps/v1",
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
     "networkpolicies": "/apis/networking.k8s.io/v1",

@@ -38,7 +38,7 @@ OPERATORS = ("deployments", "pods", "configmaps", "leases")
 """What is taken of the operator."""
 Work = tuple[str, Coroutine[Any, Any, None]]
 """What it is about, and what to await."""
-KINDS = ("jobs", "pods", "configmaps", "persistentvolumeclaims", "services", "deployments", "networkpolicies")
+KINDS = ("jobs", "pods", "configmaps", "persistentvolumeclaims", "services", "replicasets", "networkpolicies")
 """What carries the consortium's label, or is made for it."""
 ABOUT = {
     "consortium.json": "the PCMoEConsortium: manifest and status",
