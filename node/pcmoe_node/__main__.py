@@ -1,14 +1,10 @@
 """`pcmoe-node --config FILE [FILE …]`: run one participant until its rounds are done."""
 
 import argparse
-import ctypes
 import logging
-import os
-import signal
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from pcmoe_node.accounts import Accounts
 from pcmoe_node.checkpoint import Checkpoints
@@ -16,7 +12,7 @@ from pcmoe_node.config import NodeConfig
 from pcmoe_node.coordination.place import Place
 from pcmoe_node.coordination.session import TlsPlace
 from pcmoe_node.coordination.words import failure_of
-from pcmoe_node.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NodeError, last_words, places_of
+from pcmoe_node.errors import NodeError, last_words
 from pcmoe_node.exchange.base import Traffic
 from pcmoe_node.exchange.tls import tap
 from pcmoe_node.figures import Replies
@@ -24,20 +20,13 @@ from pcmoe_node.gpu import meter_of
 from pcmoe_node.journal import Journal
 from pcmoe_node.ledger_book import Book
 from pcmoe_node.participant import assemble, order_secret, stored_position
+from pcmoe_node.process import run_process, use_one_arena
 from pcmoe_node.protocol.membership import Member
 from pcmoe_node.rounds import Run
 from pcmoe_node.status import State, StatusServer, resident, write_termination
 from pcmoe_node.views import run_views
 
 log = logging.getLogger("pcmoe")
-_M_ARENA_MAX = -8  # malloc.h
-
-
-class _Told(BaseException):
-    """A signal told the node to stop."""
-
-    def __init__(self, exit_code: int) -> None:
-        self.exit_code = exit_code
 
 
 def main() -> None:
@@ -46,45 +35,14 @@ def main() -> None:
     told = "NodeConfig as JSON, written by the operator; the fields may be in several files"
     parser.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE", help=told)
     paths: list[Path] = parser.parse_args().config
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
-    for number, code in ((signal.SIGTERM, EXIT_TERMINATED), (signal.SIGINT, EXIT_INTERRUPTED)):
-        signal.signal(number, _raise_told(code))
     use_one_arena()
-    exit_code = _run(*paths)
-    # Taking a process with torch and transformers apart object by object takes seconds, and frees nothing that the
-    # end of the process doesn't.
-    logging.shutdown()
-    os._exit(exit_code)
+    stopped = "told to stop before the last round was stored; run again to resume"
+    run_process(lambda: _run(paths), stopped)
 
 
-def use_one_arena() -> None:
-    """Let all threads share one malloc arena, where the C library is glibc.
-
-    By default each lane's thread has its own, and memory freed in one is of no use to the others: measured on the
-    pilot, 515 MB of peak against 386 MB, at the same speed, because only one lane runs at a time anyway.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-
-
-def _run(*paths: Path) -> int:
-    """Run the node and return its exit code."""
-    try:
-        config = NodeConfig.load(*paths)
-        run_node(config, TlsPlace(config))
-    except NodeError as error:
-        log.error("%s: %s", type(error).__name__, error)
-        return error.exit_code
-    except _Told as told:
-        log.info("told to stop before the last round was stored; run again to resume")
-        return told.exit_code
-    except Exception as error:
-        log.error("a fault of the program itself; please report it: %s", places_of(error))
-        return NodeError.exit_code
-    return 0
+def _run(paths: Sequence[Path]) -> None:
+    config = NodeConfig.load(*paths)
+    run_node(config, TlsPlace(config))
 
 
 def run_node(config: NodeConfig, place: Place) -> None:
@@ -179,13 +137,6 @@ def _member(config: NodeConfig, checkpoints: Checkpoints, incarnation: str) -> M
         committed=checkpoints.membership.committed,
         rounds=checkpoints.rounds(),
     )
-
-
-def _raise_told(exit_code: int):  # type: ignore[no-untyped-def]
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        raise _Told(exit_code)
-
-    return handler
 
 
 if __name__ == "__main__":

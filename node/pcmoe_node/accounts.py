@@ -25,8 +25,8 @@ class Settled:
     seconds: float
     """All of it: the phases leave nothing out."""
     seconds_by_phase: dict[str, float]
-    traffic: dict[str, dict[str, int]]
-    """With each peer, in the names of the journal."""
+    traffic: dict[str, dict[str, float]]
+    """With each peer, and its answers, in the names of the journal."""
     remote_share: float | None
 
 
@@ -40,6 +40,7 @@ class Accounts:
     """By phase, since the last round was settled or the view began."""
     _before: dict[int, Traffic] = field(default_factory=dict)
     """With each peer in this view, up to the last settled round."""
+    _replies_before: dict[int, Replies] = field(default_factory=dict)
     _traffic_earlier: dict[int, Traffic] = field(default_factory=dict)
     """With each peer in views before this one."""
     _replies_earlier: dict[int, Replies] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Accounts:
         """A view begins: nothing was spent or exchanged in it."""
         node.conductor.clock.take()
         node.owner.share = Share()
-        self._spent, self._before, self._tokens_counted = {}, {}, 0
+        self._spent, self._before, self._replies_before, self._tokens_counted = {}, {}, {}, 0
 
     def step(self, conductor: Conductor, tally: Tally) -> None:
         """A step, or an evaluation, is over: show what may be shown so often."""
@@ -71,10 +72,10 @@ class Accounts:
             self.names[peer]: self._traffic_earlier.get(peer, Traffic()) + counters
             for peer, counters in traffic.items()
         }
-        none = Replies()
+        replies = {peer: conductor.replies.get(peer, Replies()) for peer in traffic}
         figures.replies = {
-            self.names[peer]: self._replies_earlier.get(peer, none) + conductor.replies.get(peer, none)
-            for peer in traffic
+            self.names[peer]: self._replies_earlier.get(peer, Replies()) + own
+            for peer, own in replies.items()
         }
         figures.remote_share = node.owner.share.ratio
         if counts:
@@ -84,11 +85,12 @@ class Accounts:
             seconds=seconds,
             seconds_by_phase={phase: self._spent[phase] for phase in SPENT_ON if phase in self._spent},
             traffic={
-                self.names[peer]: self._since_last(peer, counters) for peer, counters in traffic.items()
+                self.names[peer]: self._moved(peer, counters) | self._answered(peer, replies[peer])
+                for peer, counters in traffic.items()
             },
             remote_share=figures.remote_share,
         )
-        self._spent, self._before, self._tokens_counted = {}, traffic, 0
+        self._spent, self._before, self._replies_before, self._tokens_counted = {}, traffic, replies, 0
         node.owner.share = Share()
         return settled
 
@@ -108,9 +110,15 @@ class Accounts:
             total[phase] = total.get(phase, 0.0) + seconds
         self.figures.seconds = total
 
-    def _since_last(self, peer: int, counters: Traffic) -> dict[str, int]:
+    def _moved(self, peer: int, counters: Traffic) -> dict[str, float]:
+        """Since the last round was settled."""
         before = asdict(self._before.get(peer, Traffic()))
         return {_camel(name): value - before[name] for name, value in asdict(counters).items()}
+
+    def _answered(self, peer: int, replies: Replies) -> dict[str, float]:
+        """The same of its answers."""
+        before = self._replies_before.get(peer, Replies())
+        return {"replies": replies.count - before.count, "replySeconds": replies.seconds - before.seconds}
 
 
 def _camel(name: str) -> str:

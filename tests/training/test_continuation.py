@@ -19,7 +19,6 @@ from tests.unit.test_data import write_tokenizer
 from torch import Tensor
 
 from pcmoe_node import step
-from pcmoe_node.aside import exit_code_of
 from pcmoe_node.checkpoint import round_folder
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.continuation import generate
@@ -27,6 +26,7 @@ from pcmoe_node.continuation.generate import NEW_TOKENS, Prompt, go_on, last_com
 from pcmoe_node.cut import sum_loss
 from pcmoe_node.data import open_corpus
 from pcmoe_node.errors import ConfigError, NodeError, ResourceError, StorageError
+from pcmoe_node.process import exit_code_of
 from pcmoe_node.step import Participant
 from pcmoe_node.tokenizer import ByteLevel, Checkpoint
 from pcmoe_node.whole import BACKBONE, EXPERTS, Whole, build_whole, take_round

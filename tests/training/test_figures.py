@@ -199,6 +199,11 @@ def test_every_figure_of_a_run_is_that_of_the_run(tmp_path: Path, looker: Looker
             found["replies_total", peer] == asked
         )  # of two spread layers, forward and backward; three evaluations
         assert 0.0 < found["reply_seconds_total", peer] < 120.0 * asked
+        answers = [record["traffic"][peer] for record in records]
+        assert sum(each["replies"] for each in answers) == asked
+        assert sum(each["replySeconds"] for each in answers) == pytest.approx(
+            found["reply_seconds_total", peer]
+        )
         assert 0.0 < records[-1]["remoteTokenShare"] < 1.0
         assert found["remote_token_share", ""] == records[-1]["remoteTokenShare"]
         assert found["tokens_total", ""] == sum(record["tokens"] for record in records) == state.tokens

@@ -20,6 +20,7 @@ from tests.training.small import architecture, outcomes, small_configs
 
 from pcmoe_node.__main__ import _run
 from pcmoe_node.config import NodeConfig
+from pcmoe_node.process import exit_code_of
 
 Process = subprocess.Popen[str]
 START, PEER_TIMEOUT = 60.0, 3.0
@@ -29,10 +30,14 @@ def one_node(folder: Path, **overrides: object) -> NodeConfig:
     return small_configs(folder, 1, architecture("olmoe", num_hidden_layers=1), **overrides)[0]
 
 
+def ended(path: Path) -> int:
+    return exit_code_of(lambda: _run([path]))
+
+
 def run_here(config: NodeConfig, folder: Path) -> int:
     path = folder / "config.json"
     path.write_text(config.model_dump_json())
-    return _run(path)
+    return ended(path)
 
 
 def test_a_missing_configuration_ends_with_64_naming_the_path(tmp_path: Path) -> None:
@@ -62,14 +67,14 @@ def test_a_broken_configuration_ends_with_64_naming_the_field_and_no_value(
     content = one_node(tmp_path).model_dump_json().replace('"threads":1,', "")
     path = tmp_path / "config.json"
     path.write_text("{" + change + content[1:])
-    assert _run(path) == 64
+    assert ended(path) == 64
     assert named in caplog.text and str(path) in caplog.text
     assert "planted-value" not in caplog.text
 
 
 def test_text_that_is_no_json_ends_with_64(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "config.json").write_text("planted-value")
-    assert _run(tmp_path / "config.json") == 64
+    assert ended(tmp_path / "config.json") == 64
     assert "planted-value" not in caplog.text
 
 

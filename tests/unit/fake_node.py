@@ -45,7 +45,13 @@ def serve(listen: str, status: dict[str, Any]) -> None:
 def round_record(number: int, peers: list[str]) -> dict[str, Any]:
     """One line of rounds.jsonl, with losses that fall."""
     done = number > 0
-    moved = {"bytesSent": 4096 * 100, "bytesReceived": 4096 * 90, "messagesSent": 20, "messagesReceived": 20}
+    moved: dict[str, float] = {
+        "bytesSent": 4096 * 100,
+        "bytesReceived": 4096 * 90,
+        "messagesSent": 20,
+        "messagesReceived": 20,
+    }
+    moved |= {"replies": 10, "replySeconds": 0.125}
     return {
         "round": number,
         "step": 5 * number,

@@ -90,6 +90,11 @@ def test_traffic_is_summed_per_pair_and_over_all(tmp_path: Path) -> None:
     assert traffic["bytesPerTrainedToken"] == round(traffic["totalBytes"] / (4 * 4 * 1280), 1)
 
 
+def test_answers_of_each_partner_are_averaged_over_all_rounds(tmp_path: Path) -> None:
+    waits = figures(make_run(tmp_path))["traffic"]["replyMilliseconds"]
+    assert waits["berlin"] == dict.fromkeys(("lyon", "oslo", "turin"), 12.5)
+
+
 def test_time_is_summed_by_phase(tmp_path: Path) -> None:
     time = figures(make_run(tmp_path))["time"]["oslo"]
     assert time["forward"] == pytest.approx(1.5)

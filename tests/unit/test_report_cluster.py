@@ -351,6 +351,7 @@ def test_a_report_is_made_of_what_is_there_and_says_what_isnt() -> None:
     assert (found["leftOut"], found["elsewhere"]) == ({"lyon": "RBAC refuses jobs"}, ["oslo"])
     assert list(found["loss"]) == ["berlin"]
     assert found["traffic"]["bytesSent"]["lyon"] == {"berlin": 4096 * 90, "oslo": None}
+    assert found["traffic"]["replyMilliseconds"]["lyon"] == {"berlin": None, "oslo": None}
     assert found["traffic"]["bytesPerTrainedToken"] is None
     assert found["standing"]["because"] == "lyon: <i>no memory</i>"
     assert [(e["who"], e["kind"]) for e in found["events"]] == [

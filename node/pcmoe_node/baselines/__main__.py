@@ -7,9 +7,9 @@ for local runs only.
 import argparse
 from pathlib import Path
 
-from pcmoe_node.aside import run_aside
 from pcmoe_node.baselines.settings import Kind, baseline_of
 from pcmoe_node.config import NodeConfig
+from pcmoe_node.process import run_process, use_one_arena
 
 
 def main() -> None:
@@ -27,13 +27,12 @@ def main() -> None:
         "--output", type=Path, required=True, help="folder; KIND/NAME/log/rounds.jsonl is written below it"
     )
     given = parser.parse_args()
-    run_aside(lambda: _train(given.kind, given.config, given.output))
+    run_process(lambda: _train(given.kind, given.config, given.output))
 
 
 def _train(kind: Kind, paths: list[Path], output: Path) -> None:
     baseline = baseline_of(kind, [NodeConfig.load(path) for path in paths])
     # Seconds of torch, which a bad argument needn't cost.
-    from pcmoe_node.__main__ import use_one_arena
     from pcmoe_node.baselines.training import run_baseline
 
     use_one_arena()

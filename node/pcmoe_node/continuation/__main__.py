@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcmoe_node.aside import run_aside
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.continuation.prompts import prompts_of
 from pcmoe_node.errors import ConfigError
+from pcmoe_node.process import run_process, use_one_arena
 
 
 def main() -> None:
@@ -36,14 +36,13 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     given = parser.parse_args()
-    run_aside(lambda: _continue(given.config, given.prompt, given.output))
+    run_process(lambda: _continue(given.config, given.prompt, given.output))
 
 
 def _continue(paths: Sequence[Path], prompts: Sequence[str], output: Path) -> None:
     configs = everybody([NodeConfig.load(path) for path in paths])
     texts = prompts_of(prompts, [config.participant for config in configs])
     # Seconds of torch, which a bad argument needn't cost.
-    from pcmoe_node.__main__ import use_one_arena
     from pcmoe_node.continuation.generate import write_continuations
 
     use_one_arena()

@@ -27,7 +27,9 @@ def run_continuations(prepared: PreparedRun, say: Callable[[str], None]) -> int 
     """
     member = _member(prepared)
     member.folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-    say(f"Going on with {len(prepared.prompts)} prompts, before and after training: {member.log_file}")
+    number = len(prepared.prompts)
+    counted = "one prompt" if number == 1 else f"{number} prompts"
+    say(f"Going on with {counted}, before and after training: {member.log_file}")
     with stop_signals() as request:
         process = MemberProcess(member)
         try:

@@ -250,14 +250,17 @@ def _traffic(rounds: Mapping[str, Sequence[Round]], names: Sequence[str]) -> Fig
     pairs = [(name, peer) for name in names for peer in names if peer != name]
     sent: Figures = {name: {} for name in names}
     rows: Figures = {name: {} for name in names}
+    waits: Figures = {name: {} for name in names}
     for name, peer in pairs:
         sent[name][peer] = _sent(rounds, name, peer)
         rows[name][peer] = _sum(rounds[name], peer, "hidden_rows_sent") if name in rounds else None
+        waits[name][peer] = _reply_milliseconds(rounds.get(name, ()), peer)
     total = sum(count or 0 for row in sent.values() for count in row.values())
     tokens = sum(r.tokens for own in rounds.values() for r in own)
     return {
         "bytesSent": sent,
         "hiddenRowsSent": rows,
+        "replyMilliseconds": waits,
         "messagesSent": {
             name: sum(_sum(own, p, "messages_sent") for p in names) for name, own in sorted(rounds.items())
         },
@@ -293,6 +296,13 @@ def _sent(rounds: Mapping[str, Sequence[Round]], name: str, peer: str) -> int | 
     if name in rounds:
         return _sum(rounds[name], peer, "bytes_sent")
     return _sum(rounds[peer], name, "bytes_received") if peer in rounds else None
+
+
+def _reply_milliseconds(rounds: Sequence[Round], peer: str) -> float | None:
+    """How long an answer of a peer took on average."""
+    moved = [one.traffic[peer] for one in rounds if peer in one.traffic]
+    count = sum(each.replies for each in moved)
+    return round(1000 * sum(each.reply_seconds for each in moved) / count, 1) if count else None
 
 
 def _sum(rounds: Sequence[Round], peer: str, what: str) -> int:

@@ -1,7 +1,8 @@
 """The engineer's section: where the time went, who sent whom how much, memory as measured, what happened."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from pcmoe_operator.report import words
 from pcmoe_operator.report.charts import legend, stacked_bar
@@ -31,6 +32,7 @@ def work(figures: Figures) -> str:
         (
             _tiles(figures),
             _time(figures),
+            _replies(figures),
             _traffic(figures),
             _memory(figures),
             _machines(figures),
@@ -80,13 +82,21 @@ def _time(figures: Figures) -> str:
     )
 
 
+def _replies(figures: Figures) -> str:
+    """Who is slow shows as a dark column."""
+    waits, names = figures["traffic"]["replyMilliseconds"], figures["participants"]
+    if not any(value is not None for row in waits.values() for value in row.values()):
+        return ""
+    rows = _pairs(names, waits, "{:,.1f} ms".format)
+    return part(
+        "How soon partners answered", words.REPLIES, card(table(["asks / answers", *names], rows), "scroll")
+    )
+
+
 def _traffic(figures: Figures) -> str:
     traffic, names = figures["traffic"], figures["participants"]
-    most = max((b for row in traffic["bytesSent"].values() for b in row.values() if b), default=0)
     rows = [
-        [name, *("" if peer == name else _heat(traffic["bytesSent"][name][peer], most) for peer in names)]
-        + [_rows(traffic["hiddenRowsSent"][name])]
-        for name in names
+        [*row, _rows(traffic["hiddenRowsSent"][row[0]])] for row in _pairs(names, traffic["bytesSent"], size)
     ]
     per_token = traffic["bytesPerTrainedToken"]
     average = f" That is {size(per_token)} per trained token, evaluation included." if per_token else ""
@@ -103,12 +113,18 @@ def _rows(counts: Mapping[str, int | None]) -> str:
     return thousands(sum(values)) if len(values) == len(counts) else UNKNOWN
 
 
-def _heat(count: int | None, most: int) -> str:
-    if count is None:
-        return UNKNOWN
-    strength = 0.22 * count / most if most else 0.0
-    style = f"background:rgba(var(--heat),{strength:.3f})"
-    return Html(f'<span class="heat" style="{style}">{escape(size(count))}</span>')
+def _pairs(names: Sequence[str], values: Figures, told: Callable[[Any], str]) -> list[list[str]]:
+    """A row for each of whom something is known about each other one, the darker the more."""
+    most = max((value for row in values.values() for value in row.values() if value), default=0)
+
+    def cell(value: float | None) -> str:
+        if value is None:
+            return UNKNOWN
+        strength = 0.22 * value / most if most else 0.0
+        style = f"background:rgba(var(--heat),{strength:.3f})"
+        return Html(f'<span class="heat" style="{style}">{escape(told(value))}</span>')
+
+    return [[name, *("" if peer == name else cell(values[name][peer]) for peer in names)] for name in names]
 
 
 def _memory(figures: Figures) -> str:

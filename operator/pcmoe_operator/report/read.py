@@ -33,6 +33,9 @@ class PeerTraffic:
     bytes_received: int
     messages_sent: int
     hidden_rows_sent: int
+    replies: int
+    reply_seconds: float
+    """From sending each request to taking up the peer's answer, summed; many are under way at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +228,8 @@ def _traffic(given: Mapping[str, Any]) -> PeerTraffic:
         bytes_received=count(given, "bytesReceived"),
         messages_sent=count(given, "messagesSent"),
         hidden_rows_sent=count(given, "hiddenRowsSent"),
+        replies=count(given, "replies"),
+        reply_seconds=seconds(given, "replySeconds"),
     )
 
 

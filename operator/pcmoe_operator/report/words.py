@@ -110,6 +110,11 @@ MEMORY_MEASURED = (
 TRAFFIC = (
     "Bytes that each organisation (row) sent to each other one (column), with padding, without TLS's own."
 )
+REPLIES = (
+    "From sending a request to taking up its answer, on average: network, queue and the partner's work together. "
+    "Rows ask, columns answer; a dark column is a slow partner, or one far away. Several requests are under way at a "
+    "time, so these times overlap and don't add up to the time waited."
+)
 RECEIVED = "Where a participant's part is missing, its row is what the others received from it."
 TIME = "Seconds of each participant over all rounds. Waiting is for partners and for the network alike."
 SHARED = "Participants of a local run share the processor: while one waits, the others compute."
