@@ -30,6 +30,7 @@ CHOSEN = {
 """What is chosen at the top of each dashboard."""
 EMPTY = {
     r"pcmoe_node_(gpu|torch)_": "these nodes have no GPU",
+    r"^sum by \(reason\) \(pcmoe_operator_consortia_failed\{.*\}\) > 0$": "no consortium has failed",
     r"^max by .* \(ALERTS\{": "no alert fires",
     r"^sum by \(reason\) \(pcmoe_node_refused_connections_total\{.*\}\) > 0$": "nobody was refused",
 }

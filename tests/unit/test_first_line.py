@@ -42,6 +42,7 @@ ENDS = {
     68: Reason.ProtocolBroken,
     69: Reason.Diverged,
     70: Reason.InternalError,
+    74: Reason.StorageFailed,
 }
 
 

@@ -55,7 +55,15 @@ def _leading(board: Board) -> None:
         "Consortia in the watched namespaces by the state in their status; new: none yet.",
         {"{{state}}": f"sum by (state) (pcmoe_operator_consortia{{{IT}}}) > 0"},
         Shown(unit="none", least=0, colours={"Failed": BAD, "Invalid": BAD, "Running": GOOD}),
-        width=12,
+        width=8,
+        stacked=True,
+    )
+    board.lines(
+        "Failed, by reason",
+        "Consortia that ended as Failed, by the reason in their status; docs/operator.md says what to do about each.",
+        {"{{reason}}": f"sum by (reason) (pcmoe_operator_consortia_failed{{{IT}}}) > 0"},
+        Shown(unit="none", least=0),
+        width=8,
         stacked=True,
     )
     board.rows(
@@ -64,6 +72,7 @@ def _leading(board: Board) -> None:
         "max by (alertname, severity, reason, resource)"
         f' (ALERTS{{alertname=~"PCMoE.+",alertstate="firing",consortium="",{IT}}})',
         hidden=("Time", "Value"),
+        width=8,
     )
 
 
