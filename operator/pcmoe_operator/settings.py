@@ -53,7 +53,10 @@ class Settings(BaseModel):
     retry_seconds: Count = 30
     """So long, and up to a fifth more by chance, a consortium that gave back rests before it asks for all again."""
     turn_seconds: Count = 10
-    """So long a pod may wait for a machine when it is not the first time, or while an older consortium waits too."""
+    """So long a pod may wait for a machine when it is not the first time, or while an older consortium waits too.
+
+    Well below `unschedulable_seconds`: it is by its patience that the older of two that came together is the first.
+    """
     restarts_without_progress: Count = 10
     """A participant that has ended so often by its own fault, with no round committed meanwhile, ends the attempt."""
     status_seconds: Annotated[float, Field(gt=0)] = 5.0

@@ -147,12 +147,12 @@ def older_first(here: Scarce, rounds: int) -> None:
 
 
 def test_of_two_consortia_that_each_fit_alone_the_older_goes_first(make: Make) -> None:
-    older_first(make(retrySeconds=1), rounds=3)
+    older_first(make(retrySeconds=1, unschedulableSeconds=10), rounds=3)
 
 
 @pytest.mark.soak
 def test_of_two_consortia_that_each_fit_alone_the_older_goes_first_twenty_times(make: Make) -> None:
-    older_first(make(retrySeconds=1), rounds=20)
+    older_first(make(retrySeconds=1, unschedulableSeconds=10), rounds=20)
 
 
 @pytest.mark.timeout(180)
