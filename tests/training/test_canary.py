@@ -17,6 +17,7 @@ import pcmoe_node.__main__ as entry
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.coordination.table import LocalTable
 from pcmoe_node.journal import Journal
+from pcmoe_node.process import exit_code_of
 from pcmoe_node.status import State, write_termination
 from pcmoe_operator.report import write_report
 
@@ -122,7 +123,7 @@ def run_as_processes_do(
     def run(index: int) -> None:
         path = folder / f"config-{index}.json"
         path.write_text(configs[index].model_dump_json())
-        codes[index] = entry._run(path)
+        codes[index] = exit_code_of(lambda: entry._run([path]))
 
     patched.setattr(entry, "write_termination", written)
     patched.setattr(entry, "TlsPlace", lambda config: table.place(config.index))
@@ -188,5 +189,5 @@ def test_a_configuration_that_can_not_be_read_is_not_quoted(
     (config, _) = planted(tmp_path / "run")
     path = tmp_path / "config.json"
     path.write_text(changed(config).model_dump_json().replace('"Text"', f'"{CANARY}"'))
-    assert entry._run(path) == 64
+    assert exit_code_of(lambda: entry._run([path])) == 64
     assert "dataset.format" in caplog.text and CANARY not in caplog.text
