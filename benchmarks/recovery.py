@@ -66,6 +66,7 @@ def main() -> None:
 def _started(stack: ExitStack) -> tuple[Any, list[Any]]:
     """A consortium that has stored two rounds, and the proxies that its network goes through."""
     from tests.faults.consortium import Consortium, through_proxies
+    from tests.faults.nursery import interpreter
     from tests.training.runs import QWEN3_MOE, Case, configs_of
 
     case = Case(
@@ -77,7 +78,8 @@ def _started(stack: ExitStack) -> tuple[Any, list[Any]]:
     )
     configs = configs_of(case, Path(stack.enter_context(TemporaryDirectory(prefix="pcmoe-recovery-"))))
     rerouted, proxies = through_proxies(configs, stack)
-    consortium = stack.enter_context(Consortium(rerouted, coordinator_listen=configs[0].coordinator.endpoint))
+    listen = configs[0].coordinator.endpoint
+    consortium = stack.enter_context(Consortium(rerouted, listen, interpreter))
     os.chdir(ROOT)
     consortium.start()
     consortium.round(2)

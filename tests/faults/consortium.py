@@ -2,10 +2,7 @@
 
 import http.client
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.exchange.rigs import changed, coordinator_config, free_port
+from tests.faults.nursery import Spawn, Spawned, forked
 from tests.faults.proxy import FaultProxy
 
 from pcmoe_node.config import NodeConfig
@@ -25,25 +23,24 @@ BROKEN_NODE = str(Path(__file__).with_name("broken_node.py"))
 class Process:
     """One process that may be started again; its output is added to one log."""
 
-    def __init__(self, name: str, log: Path, command: Callable[[str | None], list[str]]) -> None:
+    def __init__(
+        self, name: str, log: Path, command: Callable[[str | None], list[str]], spawn: Spawn = forked
+    ) -> None:
+        """`command`: what follows `python`, for a planted fault or none."""
         self.name = name
         self.log_file = log
         self.codes: list[int] = []
         """Exit codes of all its lives that have ended and were looked at."""
         self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
+        self._spawn = spawn
+        self._process: Spawned | None = None
 
     def start(self, fault: str | None = None) -> None:
         """Start it, with a planted fault if one is given."""
         assert self._process is None or self._process.poll() is not None, f"{self.name} runs already"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(fault),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            )
+        told = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self._process = self._spawn(self._command(fault), self.log_file, told)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""
@@ -88,7 +85,12 @@ class Process:
 class Consortium:
     """Processes of one run. Use as a `with`: nothing is left behind."""
 
-    def __init__(self, configs: Sequence[NodeConfig], coordinator_listen: str | None = None) -> None:
+    def __init__(
+        self,
+        configs: Sequence[NodeConfig],
+        coordinator_listen: str | None = None,
+        spawn: Spawn = forked,
+    ) -> None:
         """`coordinator_listen`: where the coordinator really listens, if nodes reach it through a proxy."""
         self.configs = [
             changed(
@@ -96,7 +98,7 @@ class Consortium:
             )
             for config in configs
         ]
-        self.nodes = [process_of(config) for config in self.configs]
+        self.nodes = [process_of(config, spawn=spawn) for config in self.configs]
         told = coordinator_config(configs).model_copy(update={"status_listen": f"127.0.0.1:{free_port()}"})
         self.coordinator_status = told.status_listen
         if coordinator_listen is not None:
@@ -104,8 +106,8 @@ class Consortium:
             told = told.model_copy(update={"identity": identity})
         home = Path(told.log_directory).parent
         (home / "config.json").write_text(told.model_dump_json())
-        command = [sys.executable, "-m", "pcmoe_node.coordination", "--config", str(home / "config.json")]
-        self.coordinator = Process("coordinator", home / "coordinator.log", lambda _fault: command)
+        command = ["-m", "pcmoe_node.coordination", "--config", str(home / "config.json")]
+        self.coordinator = Process("coordinator", home / "coordinator.log", lambda _fault: command, spawn)
 
     def __enter__(self) -> "Consortium":
         return self
@@ -167,13 +169,13 @@ class Consortium:
         return "\n".join(f"--- {p.name}\n{p.tail()}" for p in (*self.nodes, self.coordinator))
 
 
-def process_of(config: NodeConfig, where: str = "") -> Process:
+def process_of(config: NodeConfig, where: str = "", spawn: Spawn = forked) -> Process:
     """A node that can be started; `where` tells it from another one of the same participant."""
     folder = Path(config.checkpoint_directory).parent
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"config{where}.json"
     path.write_text(config.model_dump_json())
-    return Process(config.participant + where, folder / f"node{where}.log", _node_command(path))
+    return Process(config.participant + where, folder / f"node{where}.log", _node_command(path), spawn)
 
 
 def _message_path(config: NodeConfig) -> str:
@@ -183,7 +185,7 @@ def _message_path(config: NodeConfig) -> str:
 def _node_command(config: Path) -> Callable[[str | None], list[str]]:
     def command(fault: str | None) -> list[str]:
         what = ["-m", "pcmoe_node"] if fault is None else [BROKEN_NODE, fault]
-        return [sys.executable, *what, "--config", str(config)]
+        return [*what, "--config", str(config)]
 
     return command
 

@@ -15,6 +15,7 @@ from cryptography import x509
 from tests.exchange.rigs import changed, free_port
 from tests.exchange.strangers import authority_of, certificate, install
 from tests.faults.consortium import Consortium, process_of, running, through_proxies
+from tests.faults.nursery import interpreter
 from tests.training.small import architecture, small_configs
 
 from pcmoe_node.config import NodeConfig
@@ -115,7 +116,7 @@ def test_a_full_disk_ends_everybody_naming_whose_and_why(tmp_path: Path) -> None
 
 def test_a_file_that_may_grow_no_further_is_a_full_disk(tmp_path: Path) -> None:
     configs = configs_of(tmp_path, 2, policy="Wait")
-    with Consortium(configs) as consortium:
+    with Consortium(configs, spawn=interpreter) as consortium:
         consortium.coordinator.start()
         consortium.nodes[0].start()
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -4,7 +4,6 @@ The rules are the chart's, but what has to be so for minutes has to be so for se
 """
 
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ class Starter:
         consortium = self._stack.enter_context(Consortium(configs_of(self._folder, participants=1)))
         [real] = consortium.nodes
         config = real.log_file.with_name("config.json")
-        command = [sys.executable, gpu_node.__file__, str(steering), "--config", str(config)]
+        command = [gpu_node.__file__, str(steering), "--config", str(config)]
         consortium.nodes = [Process(real.name, real.log_file, lambda _fault: command)]
         consortium.start()
         return self._watched(consortium, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.cluster.plane import ControlPlane
 from tests.faults.consortium import Consortium
+from tests.faults.nursery import interpreter
 from tests.integration.operating import Operated, operated
 from tests.monitoring.prometheus import Prometheus, Target, at_once
 from tests.monitoring.trained import configs_of
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.timeout(240)
 
 def fill_the_disk(folder: Path) -> tuple[int, str]:
     """(exit code, last error) of a real node that trains until its round has no room."""
-    with Consortium(configs_of(folder, participants=1)) as consortium:
+    with Consortium(configs_of(folder, participants=1), spawn=interpreter) as consortium:
         consortium.coordinator.start()
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_BYTES, before[1]))  # a child inherits it

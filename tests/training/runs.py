@@ -1,9 +1,6 @@
 """Runs of N nodes for the training tests: a shared tiny checkpoint, real text, known order secrets, any exchange."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tests.exchange.rigs import coordinating, node_configs, together
+from tests.faults.nursery import Spawn, Spawned, forked
 from tests.training.oracle import Oracle, Recipe
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -195,19 +193,14 @@ def run_tls_threads(configs: list[NodeConfig]) -> None:
         together([partial(run_node, config, TlsPlace(config)) for config in configs])
 
 
-def start_process(config: NodeConfig) -> "subprocess.Popen[str]":
-    """One node as its own process, as `pcmoe run` starts it."""
+def start_process(config: NodeConfig, spawn: Spawn = forked) -> Spawned:
+    """One node as its own process; `interpreter` starts it as `pcmoe run` does."""
     path = Path(config.checkpoint_directory).parent / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config.model_dump_json())
-    with open(path.with_name("node.log"), "a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pcmoe_node", "--config", str(path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    return spawn(
+        ["-m", "pcmoe_node", "--config", str(path)], path.with_name("node.log"), {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def node_log(config: NodeConfig) -> str:

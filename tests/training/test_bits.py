@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -131,7 +132,7 @@ def test_processes_stopped_and_resumed_give_the_same_bits(
         try:
             wait_for_round(configs[1], 2)  # so everybody has stored round 1
             for process in processes:
-                process.terminate()
+                process.send_signal(signal.SIGTERM)
             codes = [process.wait(20) for process in processes]
         finally:
             for process in processes:

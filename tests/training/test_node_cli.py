@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.exchange.rigs import changed, coordinating, free_port
+from tests.faults.nursery import Spawned, interpreter
 from tests.training.runs import node_log, start_process
 from tests.training.small import architecture, outcomes, small_configs
 
@@ -22,7 +23,6 @@ from pcmoe_node.__main__ import _run
 from pcmoe_node.config import NodeConfig
 from pcmoe_node.process import exit_code_of
 
-Process = subprocess.Popen[str]
 START, PEER_TIMEOUT = 60.0, 3.0
 
 
@@ -156,10 +156,10 @@ def step_of(config: NodeConfig) -> int:
 
 
 @contextmanager
-def training(configs: list[NodeConfig]) -> Iterator[list[Process]]:
+def training(configs: list[NodeConfig]) -> Iterator[list[Spawned]]:
     """The nodes as processes that have taken a few steps; none is left behind."""
     with coordinating(configs):
-        processes = [start_process(config) for config in configs]
+        processes = [start_process(config, interpreter) for config in configs]
         try:
             deadline = time.monotonic() + START
             for config, process in zip(configs, processes, strict=True):

@@ -59,11 +59,12 @@ def _now(board: Board) -> None:
         },
         Shown(unit="s"),
     )
+    committed = f"pcmoe_node_last_commit_timestamp_seconds{{{ALL}}}"
     board.numbers(
         "Since the last commit",
         "How long ago the last round was committed, in usual rounds. From 3 on PCMoENoCommit comes.",
         {
-            "rounds": f"(time() - min(pcmoe_node_last_commit_timestamp_seconds{{{ALL}}}))"
+            "rounds": f"max(timestamp({committed}) - {committed})"
             f" / max(pcmoe_node_usual_round_seconds{{{ALL}}})"
         },
         Shown(unit="none", limits=((None, GOOD), (2, FAIR), (3, BAD))),
