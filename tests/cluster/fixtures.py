@@ -15,6 +15,7 @@ from tests.cluster.errors import BuildError
 from tests.cluster.plane import ControlPlane
 
 FAKE_NODES = 4
+CRD = Path(__file__).parents[2] / "manifests" / "crd.yaml"
 _FAILED = pytest.StashKey[BuildError]()
 
 
@@ -23,7 +24,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     asked = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     given = os.environ.get("KUBECONFIG_FOR_TESTS")
     wanted: tuple[str, ...] = build.MONITORING if "monitoring_programs" in asked else ()
-    if "own_plane" in asked or ("plane" in asked and not given):
+    if "plane_programs" in asked or ("plane" in asked and not given):
         wanted += build.PLANE
     elif "plane" in asked:
         wanted += ("kubectl",)
@@ -37,12 +38,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def own_plane(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ControlPlane]:
-    """A control plane of our own with four fake nodes of 8 GPUs, started for the first test that asks for it."""
+def plane_programs(request: pytest.FixtureRequest) -> None:
+    """All that a control plane is made of, built."""
     _raise_what_failed(request)
-    with ControlPlane(tmp_path_factory.mktemp("plane"), fake_nodes=FAKE_NODES) as plane:
+
+
+@pytest.fixture(scope="session")
+def own_plane(plane_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane of our own with the CRD and four fake nodes of 8 GPUs, started for the first test that asks."""
+    with ControlPlane(tmp_path_factory.mktemp("plane"), fake_nodes=FAKE_NODES, definitions=(CRD,)) as plane:
         yield plane
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
 from tests.cluster import audit, build
 from tests.cluster.authority import Authority, write_key, write_kubeconfig
 from tests.cluster.cluster import SERVICE_ACCOUNT, Cluster
@@ -50,6 +51,7 @@ class ControlPlane(Cluster):
         capacity: Of each.
         pod_range: Where their pods' addresses come from.
         address: Where the API server listens; only on another than the loopback can pods reach it.
+        definitions: Files of CustomResourceDefinitions that are there from the start.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ControlPlane(Cluster):
         capacity: Mapping[str, str] = CAPACITY,
         pod_range: str = "10.244.0.0/16",
         address: str = LOOPBACK,
+        definitions: Sequence[Path] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder / "admin.kubeconfig", folder)
@@ -70,6 +73,7 @@ class ControlPlane(Cluster):
         self._capacity = capacity
         self._pod_range = pod_range
         self._address_of_server = address
+        self._definitions = definitions
         self._programs = build.ensure(*build.PLANE)
         self._authority = Authority(folder)
         self._certificate, self._key = self._authority.server(address, SERVICE)
@@ -139,6 +143,9 @@ class ControlPlane(Cluster):
 
     def _start(self) -> None:
         self._start_apiserver(self._start_etcd())
+        # The garbage collector learns of a kind when it starts, or only half a minute later.
+        for definition in self._definitions:
+            self.define(yaml.safe_load(definition.read_text()))
         self._start_controllers()
         if self._fake_nodes:
             self.add_nodes(self._fake_nodes, self._capacity)

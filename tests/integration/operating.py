@@ -130,7 +130,7 @@ class Operated:
     def apply(self, name: str = "pilot", **overrides: Any) -> None:
         """Apply a consortium of two, with volumes that bind."""
         for participant in NAMES:
-            self.plane.apply(volume(f"{self.namespace}-{name}-{participant}"))
+            self.plane.apply(volume(self.namespace, name, participant))
         local = [{"name": each, "gpus": 1, "volumes": VOLUMES} for each in NAMES]
         self.plane.apply(
             manifest(
@@ -204,8 +204,9 @@ class Operated:
         )
 
 
-def volume(name: str) -> Mapping[str, Any]:
-    """A volume that any claim of its class may have."""
+def volume(namespace: str, consortium: str, participant: str) -> Mapping[str, Any]:
+    """A volume for a participant's claim; without saying so it would be any waiting claim's of any test."""
+    name = f"{namespace}-{consortium}-{participant}"
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -214,6 +215,12 @@ def volume(name: str) -> Mapping[str, Any]:
             "capacity": {"storage": "1Gi"},
             "accessModes": ["ReadWriteOnce"],
             "storageClassName": "manual",
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": namespace,
+                "name": f"{consortium}.{participant}",
+            },
             "hostPath": {"path": f"/nowhere/{name}"},
         },
     }

@@ -54,7 +54,7 @@ class Scarce(Operated):
     def want(self, name: str, names: Sequence[str], pools: Mapping[str, str] | None = None) -> None:
         """Apply a consortium; `pools` by participant go over the namespace's own."""
         for participant in names:
-            self.plane.apply(volume(f"{self.namespace}-{name}-{participant}"))
+            self.plane.apply(volume(self.namespace, name, participant))
         pool = dict.fromkeys(names, self.namespace) | dict(pools or {})
         local = [
             {

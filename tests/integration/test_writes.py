@@ -59,7 +59,7 @@ def here(own_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Co
 
 def all_running(here: Counted) -> None:
     for name in NAMES:
-        here.plane.apply(volume(f"{here.namespace}-pilot-{name}"))
+        here.plane.apply(volume(here.namespace, "pilot", name))
     local = [{"name": each, "gpus": 1, "volumes": VOLUMES} for each in NAMES]
     here.plane.apply(manifest(NAMES, {"metadata.name": "pilot", "local": local}), namespace=here.namespace)
     here.until(lambda status: status.get("ready") == "4/4" and status.get("state") == "Running")

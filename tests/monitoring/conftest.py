@@ -8,10 +8,18 @@ from tests.cluster.fixtures import (
     namespace,
     own_plane,
     plane,
+    plane_programs,
     pytest_collection_finish,
 )
 
-__all__ = ["monitoring_programs", "namespace", "own_plane", "plane", "pytest_collection_finish"]
+__all__ = [
+    "monitoring_programs",
+    "namespace",
+    "own_plane",
+    "plane_programs",
+    "plane",
+    "pytest_collection_finish",
+]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from tests.cluster.waiting import eventually
 from tests.integration.faulty_api import FaultyApi
 from tests.integration.operating import CRD, NAMES
 from tests.integration.probing import Probed, running
-from tests.integration.test_probes import older
+from tests.integration.test_definition import older
 from tests.monitoring.monitored import ruled
 from tests.monitoring.prometheus import Prometheus, Target, at_once
 

@@ -270,7 +270,7 @@ def test_a_line_of_a_log_has_no_fields_but_time_level_and_sentence() -> None:
             for form in words_of(call):
                 formats += 1
                 assert unexplained(re.findall(r"%\((\w+)\)", form), LOG_FIELDS, "a log") == []
-    assert formats == 5, "node, coordinator, operator, a baseline, the measured leak"
+    assert formats == 4, "a node and what runs beside one, coordinator, operator, the measured leak"
     for path, call in log_calls():
         extra = [keyword.arg for keyword in call.keywords if keyword.arg not in ("exc_info",)]
         assert unexplained(map(str, extra), LOG_FIELDS, f"a log in {path.name}") == []
