@@ -131,8 +131,10 @@ class Applier:
         """Everything but Jobs."""
         uid = inputs.owner.uid
         applied = self._applied.setdefault(uid, Applied())
+        # As of now, whatever is heard of pods meanwhile: what follows from that is for the next look.
+        coordinators, digest_now = self._coordinators(inputs), self._digest_of(inputs)
         claims = await self._claims(inputs, applied)
-        everything = bundle(inputs, keys, claims, coordinators=self._coordinators(inputs))
+        everything = bundle(inputs, keys, claims, coordinators=coordinators)
         applied.keep({(made["kind"], made["metadata"]["name"]) for made in everything}, inputs)
         replaced = [made for made in everything if made["kind"] == REPLICAS and self._outdated(inputs, made)]
         for made in replaced:
@@ -142,7 +144,7 @@ class Applier:
             if applied.due(name, digest, self._clock()):
                 await self._apply(applied, name, digest, made)
         if not applied.refused and not replaced:
-            self._done[uid] = self._digest_of(inputs)
+            self._done[uid] = digest_now
             self._doubted.discard(uid)
 
     async def _apply(

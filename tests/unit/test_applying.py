@@ -1,7 +1,7 @@
 """What is applied, and when again."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -24,6 +24,8 @@ class Api:
         self.refuses: dict[str, str] = {}
         self.conflicts: list[str] = []
         """What is said to the next that are made."""
+        self.meanwhile: Callable[[], None] | None = None
+        """What happens while something is applied."""
         self.there: dict[str, Object] = {}
         self.seconds = 0.0
         self.world = World(lambda _key: None)
@@ -46,6 +48,8 @@ class Api:
         if words and ("ownerRef" not in words or "ownerReferences" in body["metadata"]):
             raise ClusterError(path, 403, words)
         self.applied.append(body)
+        if self.meanwhile is not None:
+            self.meanwhile()
         assert name
         return body
 
@@ -54,6 +58,10 @@ class Api:
         metadata = {"name": name, "namespace": GIVEN.owner.namespace, "labels": labels}
         seen = {"kind": "Pod", "metadata": metadata, "status": {"phase": "Running"}}
         self.world.saw("DELETED" if gone else "ADDED", seen)
+
+    def coordinators(self) -> list[int]:
+        """How many pods of it there should be, as often as it was applied."""
+        return [made["spec"]["replicas"] for made in self.applied if made["kind"] == "ReplicaSet"]
 
     def apply(self) -> int:
         """Apply everything; how many objects were."""
@@ -68,6 +76,17 @@ def test_what_was_applied_is_not_applied_again_before_somebody_doubts_it() -> No
     assert everything > 10 and api.apply() == 0
     api.applier.forget(UID)
     assert api.apply() == everything
+
+
+def test_a_pod_that_goes_while_objects_are_applied_is_for_the_next_look() -> None:
+    api, suspended = Api(), inputs(2, {"suspend": True})
+    node = ("a-node", {"pcmoe.dev/consortium": "hospitals", "pcmoe.dev/role": "node"})
+    api.pod(*node)
+    api.meanwhile = lambda: api.pod(*node, gone=True)
+    asyncio.run(api.applier.objects(suspended, keys(suspended)))
+    assert api.coordinators() == [1] and not api.applier.settled(suspended, "")
+    asyncio.run(api.applier.objects(suspended, keys(suspended)))
+    assert api.coordinators() == [1, 0] and api.applier.settled(suspended, "")
 
 
 def test_the_next_process_believes_the_status() -> None:
