@@ -12,6 +12,9 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	"$$p" -c '$(FITS)' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
 PYTEST_ARGS ?=
+# A file's tests stay with one worker, which sets up once what they share; groups by marks are lost between pytest 9.2 and
+# xdist 3.8.
+SPREAD := --dist loadfile --no-loadscope-reorder
 # With more, each real API server and each training process waits so long for a core that deadlines pass.
 WORKERS ?= $(shell nproc)
 GPU := $(wildcard /dev/nvidia0)
@@ -65,7 +68,7 @@ cluster: $(READY) ## Build the Kubernetes and the Prometheus that tests run on (
 test: $(READY) cluster ## Run every test but the long ones
 	@$(if $(GPU),,echo "NOT RUN: tests that need an NVIDIA GPU (there is none here)")
 	@$(if $(BROWSER),,echo "NOT RUN: tests that look at the report in Chromium (there is none here)")
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup \
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(SPREAD) \
 		-m "not soak and not e2e$(if $(GPU),, and not gpu)$(if $(BROWSER),, and not browser)" $(PYTEST_ARGS)
 
 e2e: ## Install the chart on a real kubelet and train the pilot there (root, Debian)

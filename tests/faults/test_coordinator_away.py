@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pcmoe_node.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.xdist_group("away")  # what they are compared with takes long
 LONG = replace(CASE, rounds=30)
 """Enough rounds for things to happen in the middle."""
 

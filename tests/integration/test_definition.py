@@ -17,7 +17,6 @@ from tests.integration.probing import Probed, running
 
 NAME = CRD["metadata"]["name"]
 OK = (200, "ok\n")
-pytestmark = pytest.mark.xdist_group("definition")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +88,7 @@ def test_without_the_crd_it_waits_and_with_an_old_one_it_does_nothing_but_say_so
 def test_a_crd_that_is_taken_away_ends_the_process_which_waits_for_it_when_started_again(
     undefined: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
+    undefined.define(CRD)
     with running(Probed(undefined, namespace, tmp_path / "one", watchSeconds=2)) as one:
         one.until_leading()
         eventually("it watches", lambda: one.metric("pcmoe_operator_queue_length") == 0, within=10)

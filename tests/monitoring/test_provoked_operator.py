@@ -23,7 +23,7 @@ from pcmoe_operator.leading import WORKERS
 
 SYSTEM = "pcmoe-system"
 MANY = 10_000
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("provoked-operator")]
+pytestmark = pytest.mark.timeout(240)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from tools.dashboards.look import Source, page
 
 RULES = FOLDER.parent / "files" / "alerts.yaml"
 OPERATOR = "pcmoe-system"
-pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("scraped")]
+pytestmark = pytest.mark.timeout(240)
 CHOSEN = {
     "consortium": {"namespace": NAMESPACE, "consortium": NAME, "participant": ".*"},
     "participant": {"namespace": NAMESPACE, "consortium": NAME, "participant": "amsterdam"},
@@ -66,7 +66,7 @@ def scene(
         consortium.round(7)
         with Prometheus(monitoring_programs["prometheus"], folder / "prometheus", pages, rules) as prometheus:
             prometheus.until(f"count(up == 1) == {len(pages)}")
-            prometheus.until("min(increase(pcmoe_node_replies_total[15m])) > 0")
+            prometheus.until(f"count(rate(pcmoe_node_replies_total[30s]) > 0) == {len(consortium.configs)}")
             prometheus.until("sum(pcmoe_operator_consortia) > 0")
             prometheus.until("sum(rate(pcmoe_operator_reconciles_total[30s])) > 0")
             yield Scene(prometheus=prometheus, targets=pages)
