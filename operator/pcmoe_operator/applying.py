@@ -9,9 +9,11 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.gang import time_of
 from pcmoe_operator.objects.bundle import bundle
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
 from pcmoe_operator.objects.jobs import job
@@ -24,6 +26,8 @@ from pcmoe_operator.objects.names import (
     of_attempt,
     of_participant,
 )
+from pcmoe_operator.pki import renewal_time
+from pcmoe_operator.standing import Settled
 from pcmoe_operator.world import Object, World
 
 CLAIM = "PersistentVolumeClaim"
@@ -33,8 +37,7 @@ REFUSED = (403, 422)
 AGAIN_SECONDS = 60.0
 """After so long a refused object is tried again."""
 VERSION = version("pcmoe")
-DAY = 86400
-"""Keys are looked at so often at least: a leaf is due while it has days left."""
+NOT_YET = Settled()
 log = logging.getLogger(__name__)
 
 Write = Callable[[Object], Awaitable[object]]
@@ -72,7 +75,7 @@ class Applier:
         cluster: Cluster,
         world: World,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cluster = cluster
         self._world = world
@@ -80,22 +83,28 @@ class Applier:
         self._now = now
         self._applied: dict[str, Applied] = {}
         """By the consortium's uid."""
-        self._done: dict[str, str] = {}
-        """By uid: digest of the inputs whose objects are all there. Known anew from the status after a restart."""
+        self._done: dict[str, Settled] = {}
+        """By uid, those whose objects are all there. Known anew from the status after a restart."""
         self._doubted: set[str] = set()
         """Uids of those of which the status isn't believed."""
-        self._digests: dict[str, tuple[tuple[int, int, int], str]] = {}
+        self._digests: dict[str, tuple[tuple[int, int], str]] = {}
         """By uid: digest of the inputs of a generation of the manifest."""
         self._missed: dict[str, float] = {}
         """By uid: when a pod last missed something."""
 
-    def settled(self, inputs: Inputs, written: str) -> str:
-        """Digest of the inputs if all that follows from them was applied, by this process or, as the status has
-        `written`, by one before it; or empty.
+    def settled(self, inputs: Inputs, written: Settled) -> Settled:
+        """Whether all that follows from the inputs was applied, by this process or, as the status has `written`, by
+        one before it. It isn't once a certificate is due.
         """
-        uid, digest = inputs.owner.uid, self._digest_of(inputs)
-        known = self._done.get(uid, "" if uid in self._doubted else written)
-        return digest if known == digest else ""
+        uid = inputs.owner.uid
+        known = self._done.get(uid, NOT_YET if uid in self._doubted else written)
+        agreed = known.digest == self._digest_of(inputs)
+        return known if agreed and not self._due(inputs, known.renewal) else NOT_YET
+
+    def _due(self, inputs: Inputs, renewal: str) -> bool:
+        """Whether certificates are to be looked at; also where the status doesn't tell when, or nonsense."""
+        at = time_of(renewal)
+        return bool(inputs.here) if at is None else self._now() >= at
 
     def forget(self, uid: str) -> None:
         """Apply everything again at the next look: others may have changed or deleted something."""
@@ -144,7 +153,7 @@ class Applier:
             if applied.due(name, digest, self._clock()):
                 await self._apply(applied, name, digest, made)
         if not applied.refused and not replaced:
-            self._done[uid] = digest_now
+            self._done[uid] = Settled(digest=digest_now, renewal=_first_renewal(keys))
             self._doubted.discard(uid)
 
     async def _apply(
@@ -268,17 +277,16 @@ class Applier:
         return [pod for pod in self._pods(inputs) if _role(pod) != "coordinator"]
 
     def _digest_of(self, inputs: Inputs) -> str:
-        """Of all that decides what is applied, keys apart: for them it changes once a day."""
+        """Of all that decides what is applied, keys apart."""
         uid, coordinators = inputs.owner.uid, self._coordinators(inputs)
-        day = int(self._now() + int(digest_of({"uid": uid})[:8], 16) % DAY) // DAY
-        key = (inputs.generation, coordinators, day)
+        key = (inputs.generation, coordinators)
         if self._digests.get(uid, (None, ""))[0] != key:
             told = {
                 "operator": VERSION,
                 "uid": uid,
                 "spec": inputs.consortium.spec.model_dump(mode="json", by_alias=True),
                 "settings": inputs.settings.model_dump(mode="json"),
-                "when": (coordinators, day),
+                "coordinators": coordinators,
             }
             self._digests[uid] = (key, f"sha256:{digest_of(told)}")
         return self._digests[uid][1]
@@ -287,6 +295,14 @@ class Applier:
 def digest_of(made: Object) -> str:
     """Digest of an object's content."""
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def _first_renewal(keys: Keys) -> str:
+    """When the first of the leaves needs a successor; empty where there are none."""
+    leaves = [*keys.leaves.values(), *([keys.coordinator] if keys.coordinator else [])]
+    # To the second, as the API server keeps times, and never before a leaf is due.
+    times = [renewal_time(leaf).replace(microsecond=0) + timedelta(seconds=1) for leaf in leaves]
+    return min(times).isoformat().replace("+00:00", "Z") if times else ""
 
 
 def _over(found: Object) -> bool:

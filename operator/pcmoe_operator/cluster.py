@@ -102,7 +102,7 @@ class Cluster:
 
     async def merge(self, api_version: str, kind: str, namespace: str, name: str, changes: Object) -> Object:
         """Change fields of an object that is there; 404 if it isn't. No changes: reads it, without the right to."""
-        path = _collection(api_version, kind, namespace) + f"/{name}"
+        path = collection(api_version, kind, namespace) + f"/{name}"
         return await self._request("PATCH", path, {"fieldManager": FIELD_MANAGER}, changes, MERGE)
 
     async def served(self) -> Object | None:
@@ -120,7 +120,7 @@ class Cluster:
         """An object, or None."""
         try:
             return await self._request(
-                "GET", _collection(api_version, kind, namespace) + f"/{name}", {}, None, ""
+                "GET", collection(api_version, kind, namespace) + f"/{name}", {}, None, ""
             )
         except ClusterError as error:
             if error.status == 404:
@@ -130,7 +130,7 @@ class Cluster:
     async def list(self, api_version: str, kind: str, namespace: str, selector: str = "") -> list[Object]:
         """Every object of a kind that a label selector picks."""
         query = {"labelSelector": selector} if selector else {}
-        found = await self._request("GET", _collection(api_version, kind, namespace), query, None, "")
+        found = await self._request("GET", collection(api_version, kind, namespace), query, None, "")
         return [{"apiVersion": api_version, "kind": kind, **item} for item in found.get("items", [])]
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str) -> None:
@@ -138,20 +138,21 @@ class Cluster:
         query = {"propagationPolicy": "Background"}
         try:
             await self._request(
-                "DELETE", _collection(api_version, kind, namespace) + f"/{name}", query, None, ""
+                "DELETE", collection(api_version, kind, namespace) + f"/{name}", query, None, ""
             )
         except ClusterError as error:
             if error.status != 404:
                 raise
 
 
-def _collection(api_version: str, kind: str, namespace: str) -> str:
+def collection(api_version: str, kind: str, namespace: str) -> str:
+    """The path of all objects of a kind in a namespace."""
     return PATHS[api_version, kind].format(namespace=namespace)
 
 
 def _path(body: Object) -> str:
     metadata = body["metadata"]
-    return f"{_collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
+    return f"{collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
 
 
 def by_proxy() -> bool:

@@ -131,10 +131,17 @@ def leaf_due(pair: KeyPair, now: datetime | None = None) -> bool:
         key = serialization.load_pem_private_key(pair.key.encode(), None)
     except ValueError:
         return True
+    return key.public_key() != leaf.public_key() or (now or datetime.now(UTC)) >= _renewal(leaf)
+
+
+def renewal_time(pair: KeyPair) -> datetime:
+    """When a leaf that can be used needs a successor."""
+    return _renewal(x509.load_pem_x509_certificate(pair.certificate.encode()))
+
+
+def _renewal(leaf: x509.Certificate) -> datetime:
     begin, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    return (
-        key.public_key() != leaf.public_key() or end - (now or datetime.now(UTC)) < (end - begin) * RENEWED_AT
-    )
+    return end - (end - begin) * RENEWED_AT
 
 
 def write_private(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pcmoe_operator.answers import CoordinatorSeen, NodeSeen
+from pcmoe_operator.answers import CoordinatorSeen, NodeSeen, text_at
 from pcmoe_operator.applying import AGAIN_SECONDS, Applier
 from pcmoe_operator.cluster import Cluster
 from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
@@ -26,7 +26,7 @@ from pcmoe_operator.plan import make_plan
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.spec import parse
-from pcmoe_operator.standing import Intent, Observation
+from pcmoe_operator.standing import Intent, Observation, Settled
 from pcmoe_operator.world import Key, Object, World
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ PODLESS_SECONDS = 5
 """A Job that is to have a pod and has none for longer, too: to list events of a whole namespace is dear."""
 LOOKS_PER_SECOND = 10
 """Consortia that are asked how they get on, however many there are: with thousands of them each is asked less often."""
-KEPT = 64
-"""Manifests that are kept parsed, with their plans: 26 KiB each with four participants."""
+KEPT = 1000
+"""Manifests that are kept parsed, with their plans: 26 KiB each with four participants, and half of a look."""
 PARSED = ("apiVersion", "kind", "metadata", "spec")
 
 
@@ -79,7 +79,7 @@ class Reconciler:
             return None
         if inputs.consortium.spec.suspend:  # first of all: nothing may keep a run from being stopped
             await self._applier.jobs(inputs, frozenset(), make=False)
-        if not self._applied(raw, inputs):
+        if not self._applied(raw, inputs).digest:
             await self._applier.objects(inputs, await self._keys.of(inputs))
         return await self._go_on(raw, inputs)
 
@@ -157,9 +157,11 @@ class Reconciler:
             del self._parsed[next(iter(self._parsed))]
         return found
 
-    def _applied(self, raw: Object, inputs: Inputs) -> str:
-        """Digest of the inputs if all that follows from them has been applied; or empty."""
-        return self._applier.settled(inputs, str((raw.get("status") or {}).get("applied", "")))
+    def _applied(self, raw: Object, inputs: Inputs) -> Settled:
+        """Whether all that follows from the manifest has been applied, and no certificate is due."""
+        status = raw.get("status") or {}
+        written = (text_at(status, "applied"), text_at(status, "certificateRenewalTime"))
+        return self._applier.settled(inputs, Settled(digest=written[0], renewal=written[1]))
 
     # What is seen
 

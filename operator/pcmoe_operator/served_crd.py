@@ -27,7 +27,7 @@ SAY_SECONDS = 60.0
 SHOWN = 5
 """As many missing fields are named."""
 STATUS: Mapping[str, str] = {
-    "": "observedGeneration state round ready loss attempt applied lastUpdateTime",
+    "": "observedGeneration state round ready loss attempt applied certificateRenewalTime lastUpdateTime",
     "agreement.": "active plan",
     "release.": "state since tries",
     "participants[].": "name state round phase reason message restarts node crashes lastCrash",

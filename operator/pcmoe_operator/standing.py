@@ -35,6 +35,16 @@ class Intent(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """That all objects but Jobs were applied, as a status tells it; all empty: they were not."""
+
+    digest: str = ""
+    """Of what they were applied for."""
+    renewal: str = ""
+    """When the first certificate among them needs a successor, RFC 3339; empty where none is needed here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
     """All that a status is made of, but for the one before."""
 
@@ -51,8 +61,7 @@ class Observation:
     """Whether its pods may have machines; None where it wants none."""
     restarts_allowed: int
     """So often a participant may crash with no round committed in between."""
-    applied: str = ""
-    """Digest of what all objects were applied for; empty before."""
+    applied: Settled = Settled()
     refused: tuple[str, ...] = ()
     """Objects that the API server refuses, and why."""
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 FIRST_BACKOFF = 0.5
@@ -21,7 +23,6 @@ Work = Callable[[Hashable], Awaitable[float | None]]
 @dataclass(slots=True)
 class _Entry:
     due: float
-    added: float
     failures: int = 0
     not_before: float = -math.inf
     """After a failure: whatever happens, it is not worked on before then."""
@@ -32,10 +33,16 @@ class _Entry:
 
 @dataclass(slots=True)
 class WorkQueue:
-    """Coalescing, with back-off per key."""
+    """Coalescing, with back-off per key. What it costs hardly grows with the number of keys that wait."""
 
     clock: Callable[[], float] = time.monotonic
     _entries: dict[Hashable, _Entry] = field(default_factory=dict)
+    _line: list[tuple[float, int, Hashable]] = field(default_factory=list)
+    """A heap of (due, number, key); what doesn't agree with its entry any more is dropped when it comes first."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Of two that are due at once the first comes first; keys need no order."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one worker that waits for the next key: a change need not wake all of them."""
     _finished: float = -math.inf
     """When work on any key last came to an end."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,12 +51,13 @@ class WorkQueue:
         """Have a key worked on in `after` seconds, or sooner if it is due sooner."""
         due, entry = self.clock() + after, self._entries.get(key)
         if entry is None:
-            self._entries[key] = _Entry(due=due, added=self.clock())
+            entry = self._entries[key] = _Entry(due=due)
+            self._line_up(key, entry)
         elif entry.working:
             entry.again = due if entry.again is None else min(entry.again, due)
-        else:
-            entry.due = min(entry.due, max(due, entry.not_before))
-        self._changed.set()
+        elif (sooner := max(due, entry.not_before)) < entry.due:
+            entry.due = sooner
+            self._line_up(key, entry)
 
     @property
     def oldest_seconds(self) -> float:
@@ -98,19 +106,33 @@ class WorkQueue:
             del self._entries[key]
             return
         entry.due, entry.again, entry.working = min(times), None, False
-        self._changed.set()
+        self._line_up(key, entry)
+
+    def _line_up(self, key: Hashable, entry: _Entry) -> None:
+        heapq.heappush(self._line, (entry.due, next(self._numbers), key))
+        if self._line[0][0] == entry.due:
+            self._changed.set()
 
     async def _next(self) -> Hashable:
-        while True:
-            self._changed.clear()
-            waiting = [(entry.due, key) for key, entry in self._entries.items() if not entry.working]
-            due, key = min(waiting, key=lambda each: each[0], default=(None, None))
-            if due is not None and key is not None:
-                left = due - self.clock()
-                if left <= 0:
+        async with self._turn:
+            while True:
+                self._changed.clear()
+                key, left = self._first()
+                if left is not None and left <= 0:
+                    heapq.heappop(self._line)
                     self._entries[key].working = True
                     return key
-            with contextlib.suppress(TimeoutError):
-                # Not wait_for: in Python 3.11 that can swallow a cancellation.
-                async with asyncio.timeout(None if due is None else max(0.0, left)):
-                    await self._changed.wait()
+                with contextlib.suppress(TimeoutError):
+                    # Not wait_for: in Python 3.11 that can swallow a cancellation.
+                    async with asyncio.timeout(left):
+                        await self._changed.wait()
+
+    def _first(self) -> tuple[Hashable, float | None]:
+        """The key that is due next, and in how many seconds; None: there is no key."""
+        while self._line:
+            due, _, key = self._line[0]
+            entry = self._entries.get(key)
+            if entry is not None and not entry.working and entry.due == due:
+                return key, due - self.clock()
+            heapq.heappop(self._line)
+        return None, None

@@ -3,17 +3,38 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
 
 import pytest
-from tests.unit.clustered import inputs, keys
+from tests.unit.clustered import inputs
 
-from pcmoe_operator.applying import AGAIN_SECONDS, DAY, Applier
+from pcmoe_operator.applying import AGAIN_SECONDS, NOT_YET, Applier
 from pcmoe_operator.cluster import Cluster, ClusterError, Object
-from pcmoe_operator.constants import KIND
+from pcmoe_operator.constants import COORDINATOR, KIND
+from pcmoe_operator.objects.inputs import Inputs, Keys
+from pcmoe_operator.pki import KeyPair, identity_of, issue_authority, issue_leaf
 from pcmoe_operator.world import World
 
 GIVEN = inputs(2)
 UID = GIVEN.owner.uid
+
+
+@cache
+def authority_and_leaf(member: str, agreement: str) -> tuple[KeyPair, KeyPair]:
+    """Real ones, drawn once."""
+    authority = issue_authority(member, agreement)
+    return authority, issue_leaf(authority, identity_of(member, agreement))
+
+
+def keys(given: Inputs) -> Keys:
+    """Keys of all that runs here."""
+    pairs = {name: authority_and_leaf(name, given.consortium.agreement.id) for name in given.here}
+    return Keys(
+        authorities={name: authority for name, (authority, _) in pairs.items()},
+        leaves={name: leaf for name, (_, leaf) in pairs.items()},
+        coordinator=authority_and_leaf(COORDINATOR, given.consortium.agreement.id)[1],
+    )
 
 
 class Api:
@@ -28,12 +49,13 @@ class Api:
         """What happens while something is applied."""
         self.there: dict[str, Object] = {}
         self.seconds = 0.0
+        self.now = datetime.now(UTC)
         self.world = World(lambda _key: None)
         self.applier = self.started()
 
     def started(self) -> Applier:
         """Another process of the operator."""
-        return Applier(Cluster(self), self.world, clock=lambda: self.seconds, now=lambda: self.seconds)
+        return Applier(Cluster(self), self.world, clock=lambda: self.seconds, now=lambda: self.now)
 
     async def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
@@ -84,30 +106,50 @@ def test_a_pod_that_goes_while_objects_are_applied_is_for_the_next_look() -> Non
     api.pod(*node)
     api.meanwhile = lambda: api.pod(*node, gone=True)
     asyncio.run(api.applier.objects(suspended, keys(suspended)))
-    assert api.coordinators() == [1] and not api.applier.settled(suspended, "")
+    assert api.coordinators() == [1] and not api.applier.settled(suspended, NOT_YET).digest
     asyncio.run(api.applier.objects(suspended, keys(suspended)))
-    assert api.coordinators() == [1, 0] and api.applier.settled(suspended, "")
+    assert api.coordinators() == [1, 0] and api.applier.settled(suspended, NOT_YET).digest
 
 
 def test_the_next_process_believes_the_status() -> None:
     api = Api()
     api.apply()
-    written = api.applier.settled(GIVEN, "")
+    written = api.applier.settled(GIVEN, NOT_YET)
     api.applier = api.started()
-    assert api.applier.settled(GIVEN, written) == written
-    assert not api.applier.settled(replace(inputs(2, {"attempt": 2}), generation=2), written)
+    assert written.digest and api.applier.settled(GIVEN, written) == written
+    assert api.applier.settled(replace(inputs(2, {"attempt": 2}), generation=2), written) == NOT_YET
     api.applier.forget(UID)
-    assert not api.applier.settled(GIVEN, written)
+    assert api.applier.settled(GIVEN, written) == NOT_YET
 
 
-def test_once_a_day_keys_are_looked_at_whatever_was_written() -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_keys_are_looked_at_when_the_first_certificate_is_due_and_not_before(restarted: bool) -> None:
+    api = Api()
+    everything, began = api.apply(), api.now
+    written = api.applier.settled(GIVEN, NOT_YET)
+    if restarted:
+        api.applier = api.started()
+    api.now = began + timedelta(days=4.6)
+    assert api.applier.settled(GIVEN, written) == written
+    api.now = began + timedelta(days=4.7)
+    assert api.applier.settled(GIVEN, written) == NOT_YET
+    assert api.apply() == (everything if restarted else 0), "these keys are as they were"
+
+
+@pytest.mark.parametrize("renewal", ["", "yesterday", "2026-11-24T12:00:00"])
+def test_a_status_that_does_not_say_when_certificates_are_due_is_not_believed(renewal: str) -> None:
     api = Api()
     api.apply()
-    written = api.applier.settled(GIVEN, "")
-    api.seconds += DAY
-    assert not api.applier.settled(GIVEN, written)
-    assert api.apply() == 0, "nothing has changed"
-    assert api.applier.settled(GIVEN, written)
+    written = replace(api.applier.settled(GIVEN, NOT_YET), renewal=renewal)
+    assert api.started().settled(GIVEN, written) == NOT_YET
+
+
+def test_where_nobody_runs_no_certificate_is_ever_due() -> None:
+    api, nobody = Api(), inputs(2, settings={"participants": ["elsewhere"]})
+    asyncio.run(api.applier.objects(nobody, Keys(authorities={}, leaves={})))
+    settled = api.applier.settled(nobody, NOT_YET)
+    api.now += timedelta(days=365)
+    assert settled.digest and not settled.renewal and api.applier.settled(nobody, NOT_YET) == settled
 
 
 def test_a_refused_object_stops_no_other_and_is_tried_again_after_a_while() -> None:
@@ -117,12 +159,12 @@ def test_a_refused_object_stops_no_other_and_is_tried_again_after_a_while() -> N
     made = api.apply()
     assert made < everything and api.apply() == 0
     assert all("no room" in words for words in api.applier.refusals(UID))
-    assert not api.applier.settled(GIVEN, "")
+    assert not api.applier.settled(GIVEN, NOT_YET).digest
     api.refuses.clear()
     assert api.apply() == 0
     api.seconds += AGAIN_SECONDS
     assert api.apply() == everything - made
-    assert api.applier.refusals(UID) == () and api.applier.settled(GIVEN, "")
+    assert api.applier.refusals(UID) == () and api.applier.settled(GIVEN, NOT_YET).digest
 
 
 def test_what_may_have_no_owner_is_applied_without_one() -> None:
@@ -176,11 +218,11 @@ def test_a_coordinator_of_another_configuration_goes_before_there_is_the_next() 
     api.applier.forget(UID)
     api.apply()
     assert replicas() == [1, 0]
-    assert not api.applier.settled(GIVEN, ""), "whoever comes after this process goes on"
+    assert not api.applier.settled(GIVEN, NOT_YET).digest, "whoever comes after this process goes on"
     assert api.apply() == 0, "and it waits"
     api.pod("old", template, gone=True)
     assert api.apply() == 1 and replicas() == [1, 0, 1]
-    assert api.applier.settled(GIVEN, "")
+    assert api.applier.settled(GIVEN, NOT_YET).digest
     api.pod("new", template)
     api.applier.forget(UID)
     api.apply()

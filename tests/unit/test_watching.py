@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from pcmoe_operator.objects.names import CONSORTIUM
 from pcmoe_operator.tracing import Call
-from pcmoe_operator.watching import Backoffs, Known, configured
+from pcmoe_operator.watch_session import Backoffs
+from pcmoe_operator.watching import Known, configured
 
 
-def job(name: str, uid: str) -> dict[str, Any]:
-    """A Job."""
-    return {"metadata": {"name": name, "uid": uid, "namespace": "here", "labels": {CONSORTIUM: "pilot"}}}
+def consortium(name: str, uid: str) -> dict[str, Any]:
+    """As much of it as is looked at."""
+    return {"metadata": {"name": name, "uid": uid, "namespace": "here"}}
 
 
 @pytest.mark.parametrize(
@@ -38,29 +38,29 @@ def test_a_request_is_counted_as_rbac_would_call_it(
 
 def test_what_a_new_listing_does_not_have_is_gone() -> None:
     known = Known()
-    for each in (job("a", "1"), job("b", "2")):
+    for each in (consortium("a", "1"), consortium("b", "2")):
         assert known.saw("ADDED", each)
     before = known.snapshot()
-    [gone] = known.gone(before, [job("b", "2")])
-    assert gone["metadata"] == {"name": "a", "uid": "1", "labels": {CONSORTIUM: "pilot"}}
+    [gone] = known.gone(before, [consortium("b", "2")])
+    assert gone["metadata"] == {"name": "a", "uid": "1"}
 
 
 def test_what_came_after_a_listing_is_not_gone() -> None:
     known = Known()
-    known.saw("ADDED", job("a", "1"))
+    known.saw("ADDED", consortium("a", "1"))
     before = known.snapshot()
-    known.saw("ADDED", job("b", "2"))
-    known.saw("ADDED", job("a", "3"))
+    known.saw("ADDED", consortium("b", "2"))
+    known.saw("ADDED", consortium("a", "3"))
     assert list(known.gone(before, [])) == [], "a has another one's name by now"
 
 
 def test_the_end_of_one_whose_name_another_has_is_no_news() -> None:
     known = Known()
-    known.saw("ADDED", job("a", "1"))
-    known.saw("ADDED", job("a", "2"))
-    assert not known.saw("DELETED", job("a", "1"))
-    assert known.saw("DELETED", job("a", "2"))
-    assert known.saw("DELETED", job("a", "2")), "nothing has that name"
+    known.saw("ADDED", consortium("a", "1"))
+    known.saw("ADDED", consortium("a", "2"))
+    assert not known.saw("DELETED", consortium("a", "1"))
+    assert known.saw("DELETED", consortium("a", "2"))
+    assert known.saw("DELETED", consortium("a", "2")), "nothing has that name"
 
 
 def test_kopf_tries_again_without_an_end_and_more_than_once() -> None:

@@ -1,6 +1,7 @@
 """The operator's queue: every key is worked on once at a time, and again when something changed meanwhile."""
 
 import asyncio
+import time
 from collections.abc import Hashable
 
 import pytest
@@ -62,6 +63,67 @@ def test_a_key_that_is_added_while_it_is_worked_on_is_worked_on_again_and_never_
     queue.add("a")
     run_until(queue, work, done)
     assert rounds == 2
+
+
+def test_keys_are_worked_on_in_the_order_in_which_they_are_due() -> None:
+    now = 0.0
+    queue = WorkQueue(clock=lambda: now)
+    worked: list[str] = []
+
+    async def work(key: Hashable) -> None:
+        worked.append(str(key))
+
+    queue.add("late", after=4.0)
+    queue.add("sooner", after=9.0)
+    queue.add("first", after=1.0)
+    queue.add("sooner", after=2.0)
+    queue.add("late", after=8.0)  # it is due already by then
+    now = 5.0
+    run_until(queue, work, seconds=0.1)
+    assert worked == ["first", "sooner", "late"]
+
+
+class Seconds(float):
+    """A time that counts how often it is compared with another."""
+
+    compared = 0
+
+    def __add__(self, other: float) -> "Seconds":
+        return Seconds(float(self) + other)
+
+    def __lt__(self, other: float) -> bool:
+        Seconds.compared += 1
+        return float(self) < float(other)
+
+
+def test_a_thousand_keys_that_wait_make_a_change_hardly_dearer_than_ten() -> None:
+    def comparisons_per_change(waiting: int) -> float:
+        queue = WorkQueue(clock=lambda: Seconds(time.monotonic()))
+        worked = 0
+
+        async def work(_key: Hashable) -> float:
+            nonlocal worked
+            worked += 1
+            return 100.0
+
+        async def changes() -> None:
+            task = asyncio.create_task(queue.run(work, 8, lambda _key, _error: None))
+            for number in range(waiting):
+                queue.add(number)
+            while worked < waiting:
+                await asyncio.sleep(0.01)
+            Seconds.compared = 0
+            for number in range(10):
+                queue.add(number)
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(changes())
+        assert worked == waiting + 10
+        return Seconds.compared / 10
+
+    assert 0 < comparisons_per_change(1000) < 10 * comparisons_per_change(10)
 
 
 def test_a_key_that_fails_backs_off_and_is_forgotten_once_it_succeeds() -> None:
