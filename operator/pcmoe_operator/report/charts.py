@@ -14,7 +14,7 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 206
 LEFT, RIGHT, TOP, BOTTOM = 36, 10, 10, 40
-DOT_EDGE = 12
+DOT_EDGE = 16
 """Room for half a mark and half a number at the ends of a dot chart."""
 CAPTION, CAPTION_LINE = 22, 16
 """Height of what stands above an axis, and how far below its top it is written."""
