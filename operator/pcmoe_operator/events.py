@@ -109,14 +109,16 @@ class Events:
         self._queue: asyncio.Queue[tuple[float, Mapping[str, Any], News]] = asyncio.Queue(WAITING)
         """With the time when each has settled."""
 
-    def saw(self, event: str | None, raw: Mapping[str, Any]) -> None:
-        """A consortium as the watch gives it. What was so when it was seen first is no news."""
+    def saw(self, event: str | None, raw: Mapping[str, Any], *, tell: bool = True) -> None:
+        """A consortium as the watch gives it. What was so when it was seen first is no news, nor, unless we are to
+        `tell` it, what another one tells.
+        """
         uid = raw["metadata"]["uid"]
         if event == "DELETED":
             self._stood.pop(uid, None)
             return
         before, self._stood[uid] = self._stood.get(uid), conditions_of(raw)
-        if before is None:
+        if before is None or not tell:
             return
         metadata = {key: raw["metadata"][key] for key in ("name", "namespace", "uid")}
         regarding = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], **metadata}

@@ -1,8 +1,8 @@
 """Is this process alive, and is it ready? From what it has heard and what waits; pure but for the clock.
 
 Alive means that a restart would not help. A watch says nothing while nothing changes, so a quiet one proves nothing:
-each is opened anew every so many seconds, and one that was not is dead. Whoever waits for the lease is alive too, and
-so is whoever can't reach the API server: that one loses the lease, and waits for it again.
+each is opened anew every so many seconds, and one that was not is dead. Whoever waits for the lease watches
+too. Whoever can't reach the API server is started again once, and is alive then: it waits until there is one to watch.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""All that runs while this process leads: watches fill the queue, workers look at consortia, now and then at all."""
+"""Watches fill the queue; while this process leads, workers look at consortia, now and then at all."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ END_SECONDS = 3.0
 
 
 class Leader:
-    """One term of leadership. `cluster` writes only as long as that lasts."""
+    """Whoever leads, or waits for its turn. `cluster` writes only while it leads."""
 
     def __init__(
         self, settings: Settings, cluster: Cluster, identity: str, health: Health, metrics: Metrics
@@ -47,10 +47,16 @@ class Leader:
         self._world = World(lambda key: self._queue.add(key, after=BURST_SECONDS))
         self._events = Events(cluster, identity)
         self._crd = ServedCRD(cluster, self._all_again)
+        self._watching = Watching(cluster, health, metrics.requested, self._saw)
         self._reconciler: Reconciler | None = None
 
-    async def run(self, api: ApiClient, ready: asyncio.Event) -> None:
-        """Look after everything until cancelled; `ready` is set once the watches have started."""
+    async def watch(self, api: ApiClient, ready: asyncio.Event) -> None:
+        """Get to know what is there, whoever leads, until cancelled; `ready` is set once the watches have started."""
+        await self._crd.there()
+        await self._watching.run(api, self._settings.namespaces, self._settings.watch_seconds, ready)
+
+    async def lead(self) -> None:
+        """Look after everything until cancelled."""
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             self._reconciler = Reconciler(
@@ -58,31 +64,28 @@ class Leader:
             )
             await self._crd.there()
             self._show()
-            watching = Watching(api, self._cluster, self._health, self._metrics.requested, self._saw)
-            works = (
-                self._look(watching),
-                watching.run(self._settings.namespaces, self._settings.watch_seconds, ready),
+            await first(
+                self._look(),
                 self._events.write(),
                 self._resync(),
                 self._crd.follow(self._settings.resync_seconds),
             )
-            await first(*works)
 
     def _show(self) -> None:
         self._health.stalled_seconds = lambda: self._queue.stalled_seconds
         self._metrics.queue, self._metrics.world = self._queue, self._world
         self._metrics.crd_missing = lambda: len(self._crd.missing)
 
-    async def _look(self, watching: Watching) -> None:
+    async def _look(self) -> None:
         """Look at consortia, once all that is there is known."""
-        await watching.synced()
+        await self._watching.synced()
         log.info("%d consortia are there", len(self._world.consortia))
         await self._queue.run(self._work, WORKERS, self._failed)
 
     def _saw(self, event: str | None, seen: Object) -> None:
         """A watch tells of something."""
         if seen["kind"] == KIND:
-            self._events.saw(event, seen)
+            self._events.saw(event, seen, tell=self._reconciler is not None)
             if event == "DELETED" and self._reconciler is not None:
                 self._reconciler.gone(seen["metadata"]["uid"])
         self._world.saw(event, seen)

@@ -43,7 +43,7 @@ class Lease:
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
-        self._identity = identity
+        self.identity = identity
         self._seconds = seconds
         self._clock = clock
         self._seen: tuple[str, float] | None = None
@@ -131,7 +131,7 @@ class Lease:
         if found is None:
             return await self._cluster.create(self._record({}, {}))
         spec = found.get("spec", {})
-        if spec.get("holderIdentity") not in (None, "", self._identity) and not self._expired(found):
+        if spec.get("holderIdentity") not in (None, "", self.identity) and not self._expired(found):
             return None
         return await self._cluster.replace(self._record(found["metadata"], spec))
 
@@ -148,13 +148,13 @@ class Lease:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         # With the labels and annotations by which Helm knows it as its own, and takes it away again.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
-        ours = before.get("holderIdentity") == self._identity
+        ours = before.get("holderIdentity") == self.identity
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {"namespace": self._namespace, "name": self._name, **kept},
             "spec": {
-                "holderIdentity": self._identity,
+                "holderIdentity": self.identity,
                 "leaseDurationSeconds": math.ceil(self._seconds),
                 "acquireTime": before.get("acquireTime", now) if ours else now,
                 "renewTime": now,

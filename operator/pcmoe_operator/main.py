@@ -82,19 +82,24 @@ async def operate(settings: Settings, kubeconfig: str | None, stop: asyncio.Even
         )
         metrics.leading = lambda: lease.leading
         try:
-            if await first(lease.acquire(), stop.wait()) == 1:
-                return 0
-            log.info("leading, as %s", identity)
             cluster = Cluster(WhileLeading(requests, lease))
-            return await _lead(Leader(settings, cluster, identity, health, metrics), api, lease, stop)
+            return await _take_turns(Leader(settings, cluster, identity, health, metrics), api, lease, stop)
         finally:
             await lease.release()
             await api.close()  # type: ignore[no-untyped-call]
 
 
-async def _lead(leader: Leader, api: ApiClient, lease: Lease, stop: asyncio.Event) -> int:
-    """Lead until told to stop, or until the lease or the watches are lost."""
+async def _take_turns(leader: Leader, api: ApiClient, lease: Lease, stop: asyncio.Event) -> int:
+    """Watch, and lead once the lease is ours, until told to stop, or until the lease or the watches are lost.
+
+    Who waits for its turn knows already what there is: a lease lasts longer than it takes to list it all.
+    """
     started = asyncio.Event()
+
+    async def in_turn() -> None:
+        await lease.acquire()
+        log.info("leading, as %s", lease.identity)
+        await first(lease.hold(), leader.lead())
 
     async def told() -> None:
         await started.wait()
@@ -102,7 +107,7 @@ async def _lead(leader: Leader, api: ApiClient, lease: Lease, stop: asyncio.Even
         await asyncio.Event().wait()
 
     try:
-        ended = await first(stop.wait(), lease.hold(), leader.run(api, started), told())
+        ended = await first(stop.wait(), in_turn(), leader.watch(api, started), told())
     except OperatorError:
         raise
     except Exception as error:

@@ -123,14 +123,8 @@ class Watching:
     """Watches until it is cancelled, and tells of everything by `saw`."""
 
     def __init__(
-        self,
-        api: ApiClient,
-        cluster: Cluster,
-        health: Health,
-        heard: Callable[[Call, str], None],
-        saw: Saw,
+        self, cluster: Cluster, health: Health, heard: Callable[[Call, str], None], saw: Saw
     ) -> None:
-        self._api = api
         self._cluster = cluster
         self._health = health
         self._heard = heard
@@ -144,20 +138,22 @@ class Watching:
         self._children_listed = asyncio.Event()
         self._told = 0.0
 
-    async def run(self, namespaces: Sequence[str], watch_seconds: int, ready: asyncio.Event) -> None:
+    async def run(
+        self, api: ApiClient, namespaces: Sequence[str], watch_seconds: int, ready: asyncio.Event
+    ) -> None:
         """Watch for ever; `ready` is set once kopf has started."""
         self._known = {namespace: Known() for namespace in namespaces}
         self._health.expect((resource, namespace) for resource in KINDS for namespace in namespaces)
-        async with self._session() as session:
+        async with self._session(api) as session:
             informers = [
-                self._informer(session, (resource, namespace), watch_seconds)
+                self._informer(session, api.configuration.host, (resource, namespace), watch_seconds)
                 for resource in CHILDREN
                 for namespace in namespaces
             ]
             works = [self._bury(), self._all_listed(informers), *(each.run() for each in informers)]
             own = [asyncio.create_task(work) for work in works]
             tasks = await kopf.spawn_tasks(
-                registry=self._registry(),
+                registry=self._registry(api),
                 settings=configured(watch_seconds),
                 namespaces=namespaces,
                 standalone=True,
@@ -173,13 +169,13 @@ class Watching:
                 for task in (*own, *tasks):
                     task.cancel()
 
-    def _informer(self, session: aiohttp.ClientSession, watch: Watch, watch_seconds: int) -> Informer:
+    def _informer(self, session: aiohttp.ClientSession, host: str, watch: Watch, seconds: int) -> Informer:
         resource, namespace = watch
         source = Source(
-            url=self._api.configuration.host.rstrip("/") + collection(*KINDS[resource], namespace),
+            url=host.rstrip("/") + collection(*KINDS[resource], namespace),
             kind=KINDS[resource],
             label=CONSORTIUM,
-            seconds=watch_seconds,
+            seconds=seconds,
         )
         return Informer(session, source, self._saw, lambda: self._health.restarted(watch))
 
@@ -189,12 +185,12 @@ class Watching:
         self._children_listed.set()
         await asyncio.Event().wait()
 
-    def _registry(self) -> kopf.OperatorRegistry:
+    def _registry(self, api: ApiClient) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=self._api.configuration.host, aiohttp_session=self._session())
+            return kopf.AiohttpSession(server=api.configuration.host, aiohttp_session=self._session(api))
 
         @kopf.on.event(GROUP, VERSION, CONSORTIA, registry=registry)
         async def note(event: Any, **_: Any) -> None:
@@ -216,8 +212,8 @@ class Watching:
         while time.monotonic() < min(end, self._told + SILENT_SECONDS):
             await asyncio.sleep(SILENT_SECONDS / 4)
 
-    def _session(self) -> aiohttp.ClientSession:
-        return watch_session(self._api, self._heard, self._answered)
+    def _session(self, api: ApiClient) -> aiohttp.ClientSession:
+        return watch_session(api, self._heard, self._answered)
 
     def _answered(self, call: Call, code: str) -> None:
         """An answer to a request of a watch's."""

@@ -149,6 +149,17 @@ def test_what_is_seen_first_is_no_news_and_what_is_gone_is_forgotten() -> None:
     assert conditions_of({}) == {}
 
 
+def test_what_was_seen_while_another_one_told_is_no_news() -> None:
+    bench = Bench()
+    lost, out = raw(Progressing=("False", "PeerLost")), raw(Progressing=("False", "OutOfMemory"))
+    bench.events.saw("ADDED", raw(), tell=False)
+    bench.events.saw("MODIFIED", lost, tell=False)
+    bench.events.saw("MODIFIED", lost)
+    assert bench.events._queue.empty()
+    bench.events.saw("MODIFIED", out)
+    assert bench.events._queue.qsize() == 1
+
+
 def written(bench: Bench, *seen: Object, failing: int = 0) -> list[str]:
     """The reasons of the Events that are written after a consortium was seen so, one after another."""
 
