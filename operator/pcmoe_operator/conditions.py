@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pcmoe_operator.agreement import digest
 from pcmoe_operator.answers import items, printable, text_at, whole
+from pcmoe_operator.diagnosis import Trouble
 from pcmoe_operator.errors import Fault
 from pcmoe_operator.gang import LACKING, Stage
 from pcmoe_operator.giving_up import Crashes, crashes_of, given_up
-from pcmoe_operator.observe import Trouble
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import (
     Intent,

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pcmoe_operator.answers import MAX_NUMBER, text_at, whole
-from pcmoe_operator.observe import ParticipantSeen, Trouble
+from pcmoe_operator.diagnosis import Trouble
+from pcmoe_operator.observe import ParticipantSeen
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import Failure, Standing, sentence
 

@@ -21,8 +21,8 @@ from prometheus_client.registry import Collector
 
 from pcmoe_operator.answers import items, text_at
 from pcmoe_operator.cluster import PATHS, ClusterError
+from pcmoe_operator.diagnosis import EXIT_REASONS
 from pcmoe_operator.health import Health
-from pcmoe_operator.observe import EXIT_REASONS
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import State
 from pcmoe_operator.tracing import NO_ANSWER, VERBS, Call

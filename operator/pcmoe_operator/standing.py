@@ -7,8 +7,9 @@ from enum import Enum, auto
 from typing import Literal
 
 from pcmoe_operator.answers import MAX_NUMBER, CoordinatorSeen, NodeSeen
+from pcmoe_operator.diagnosis import EXIT_REASONS, Trouble, final
 from pcmoe_operator.gang import LACKING, Release, Stage
-from pcmoe_operator.observe import EXIT_REASONS, ParticipantSeen, Seen, Trouble, final
+from pcmoe_operator.observe import ParticipantSeen, Seen
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.schema import Consortium
 

@@ -13,9 +13,10 @@ from tests.unit.test_crd import SCHEMA, json_schema
 from pcmoe_operator.agreement import digest
 from pcmoe_operator.answers import CoordinatorSeen, MemberSeen, NodeSeen
 from pcmoe_operator.conditions import Status, changed, ended, rejected, status_of
+from pcmoe_operator.diagnosis import Trouble
 from pcmoe_operator.errors import Fault
 from pcmoe_operator.gang import Release, Stage
-from pcmoe_operator.observe import ConditionSeen, JobSeen, ParticipantSeen, PodSeen, Seen, Trouble
+from pcmoe_operator.observe import ConditionSeen, JobSeen, ParticipantSeen, PodSeen, Seen
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.standing import Intent, Observation
 
