@@ -25,8 +25,10 @@ from pcmoe_operator.world import Key, World
 log = logging.getLogger(__name__)
 
 WORKERS = 8
-BURST_SECONDS = 0.2
+BURST_SECONDS, LONGEST_BURST_SECONDS = 0.2, 1.0
 """Changes come in bursts, a pod's four within a second: one look at all of them is enough."""
+BUSY_CONSORTIA = 250
+"""With so many the API server takes so long from one change of a consortium to the next that bursts last longest."""
 ASK_SECONDS = 2.0
 MAX_ANSWER = 64 * 1024
 END_SECONDS = 3.0
@@ -44,7 +46,7 @@ class Leader:
         self._health = health
         self._metrics = metrics
         self._queue = WorkQueue()
-        self._world = World(lambda key: self._queue.add(key, after=BURST_SECONDS))
+        self._world = World(self._changed)
         self._events = Events(cluster, identity)
         self._crd = ServedCRD(cluster, self._all_again)
         self._watching = Watching(cluster, health, metrics.requested, self._saw)
@@ -70,6 +72,9 @@ class Leader:
                 self._resync(),
                 self._crd.follow(self._settings.resync_seconds),
             )
+
+    def _changed(self, key: Key) -> None:
+        self._queue.add(key, after=burst_seconds(len(self._world.consortia)))
 
     def _show(self) -> None:
         self._health.stalled_seconds = lambda: self._queue.stalled_seconds
@@ -132,6 +137,12 @@ class Leader:
                 if self._reconciler is not None:
                     self._reconciler.resync(key)
                 self._queue.add(key, after=random.uniform(0.0, self._settings.resync_seconds / 2))
+
+
+def burst_seconds(consortia: int) -> float:
+    """How long to wait for more changes after one."""
+    share = min(1.0, consortia / BUSY_CONSORTIA)
+    return max(BURST_SECONDS, LONGEST_BURST_SECONDS * share)
 
 
 async def first(*works: object) -> int:
