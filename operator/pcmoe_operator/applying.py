@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.conditions import moment
 from pcmoe_operator.gang import time_of
 from pcmoe_operator.objects.bundle import bundle
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
@@ -300,9 +301,9 @@ def digest_of(made: Object) -> str:
 def _first_renewal(keys: Keys) -> str:
     """When the first of the leaves needs a successor; empty where there are none."""
     leaves = [*keys.leaves.values(), *([keys.coordinator] if keys.coordinator else [])]
-    # To the second, as the API server keeps times, and never before a leaf is due.
-    times = [renewal_time(leaf).replace(microsecond=0) + timedelta(seconds=1) for leaf in leaves]
-    return min(times).isoformat().replace("+00:00", "Z") if times else ""
+    first = min(map(renewal_time, leaves), default=None)
+    # Whole seconds, and none too early.
+    return "" if first is None else moment(first + timedelta(seconds=1), "seconds")
 
 
 def _over(found: Object) -> bool:

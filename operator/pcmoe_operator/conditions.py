@@ -87,7 +87,7 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
         "agreement": {"active": digest(observation.consortium), "plan": observation.plan_digest},
         "participants": [_entry(row, crashes[row.name], entries.get(row.name, {}), end) for row in rows],
         "conditions": _dated(before, conditions, observation.generation, now),
-        "lastUpdateTime": _moment(now, "milliseconds"),
+        "lastUpdateTime": moment(now, "milliseconds"),
     }
     if observation.release is not None and end is None:
         made["release"] = observation.release.written()
@@ -109,7 +109,7 @@ def rejected(previous: Status | None, generation: int, faults: Sequence[Fault], 
             *made,
             *(each for each in items(before, "conditions") if each.get("type") != "Accepted"),
         ],
-        "lastUpdateTime": _moment(now, "milliseconds"),
+        "lastUpdateTime": moment(now, "milliseconds"),
     }
 
 
@@ -221,7 +221,7 @@ def _dated(before: Status, conditions: Sequence[Condition], generation: int, now
                 "type": each.type,
                 "status": each.status,
                 "observedGeneration": generation,
-                "lastTransitionTime": since or _moment(now, "seconds"),
+                "lastTransitionTime": since or moment(now, "seconds"),
                 "reason": each.reason,
                 "message": each.message,
             }
@@ -280,7 +280,8 @@ def _loss(observation: Observation) -> str:
     return ""
 
 
-def _moment(now: datetime, precision: str) -> str:
+def moment(now: datetime, precision: str) -> str:
+    """A time as the API has it, to the `seconds` or `milliseconds`."""
     return now.isoformat(timespec=precision).replace("+00:00", "Z")
 
 

@@ -68,6 +68,7 @@ class Trouble:
 
 
 def refusal(event: Object | None) -> Trouble | None:
+    """Why a Job's pod can't be made, by the newest event about that."""
     if event is None or event.get("reason") != "FailedCreate":
         return None
     text = printable(event.get("message") or event.get("note"))
@@ -76,6 +77,7 @@ def refusal(event: Object | None) -> Trouble | None:
 
 
 def crash(raw: Object, end: Object, last: NodeSeen | None) -> Trouble | None:
+    """Why a pod's container ended, if that was its own doing: nobody took it away, and no peer was lost."""
     unknown = end.get("reason") == "ContainerStatusUnknown"
     if not end or unknown or "deletionTimestamp" in part(raw, "metadata"):
         return None
@@ -187,6 +189,7 @@ def last_event(kind: str, raw: Object, reasons: Sequence[str], told: Sequence[Ob
 
 
 def told_at(event: Object) -> str:
+    """When an event was told last, in either API's form; empty where it doesn't say."""
     series = text_at(event, "series", "lastObservedTime")
     times = (series, text_at(event, "lastTimestamp"), text_at(event, "deprecatedLastTimestamp"))
     return (
@@ -197,9 +200,11 @@ def told_at(event: Object) -> str:
 
 
 def first_told_at(event: Object) -> str:
+    """When it was told first."""
     first = text_at(event, "firstTimestamp") or text_at(event, "deprecatedFirstTimestamp")
     return first or told_at(event)
 
 
 def condition_of(status: Object, kind: str) -> Object:
+    """A condition in a pod's status; empty if it has none of that kind."""
     return next((each for each in items(status, "conditions") if each.get("type") == kind), {})

@@ -10,31 +10,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
 
+from pcmoe_operator.cluster import ClusterError
 from pcmoe_operator.watch_session import CHUNK, CONNECT_SECONDS, LIST_SECONDS, SILENT, Backoffs
 from pcmoe_operator.world import trimmed
 
 log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
-GONE = 410
-"""What the API server says of a version that it has forgotten: list anew."""
 SHORT_SECONDS = 1.0
-"""A watch that ends sooner by itself is none: to open it again at once would be a storm."""
+"""Between two listings at least; and a watch that tells nothing and ends sooner has failed: no storm of requests."""
 
 
-class RefusedError(Exception):
-    """An answer other than 200."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"the API server answers {status}")
-        self.status = status
-
-
-TRANSIENT = (aiohttp.ClientError, OSError, TimeoutError, ValueError, RefusedError)
+TRANSIENT = (aiohttp.ClientError, OSError, TimeoutError, ValueError, ClusterError)
 """What is tried again for ever. Whether that helps is for the liveness probe to say: it misses the watch."""
 
 
@@ -104,8 +96,7 @@ class Informer:
         query, (api_version, _) = {**self._selector, "limit": str(CHUNK)}, self._source.kind
         while True:
             async with self._session.get(self._source.url, params=query, timeout=timeout) as answer:
-                if answer.status != 200:
-                    raise RefusedError(answer.status)
+                _accept(answer)
                 page = await answer.json()
             for each in page["items"]:
                 listed[each["metadata"]["name"]] = {**each, "apiVersion": api_version}
@@ -137,8 +128,8 @@ class Informer:
                     pauses = iter(Backoffs())
                     continue
             except TRANSIENT as error:
-                if isinstance(error, RefusedError) and error.status == GONE:
-                    return
+                if isinstance(error, ClusterError) and error.status == HTTPStatus.GONE:
+                    return  # the version is forgotten
                 if told:
                     pauses = iter(Backoffs())
                 log.warning("the watch of %s has ended: %s", self._source.url, _words(error))
@@ -152,8 +143,7 @@ class Informer:
             total=None, sock_connect=CONNECT_SECONDS, sock_read=self._source.seconds * SILENT
         )
         async with self._session.get(self._source.url, params=query, timeout=timeout) as answer:
-            if answer.status != 200:
-                raise RefusedError(answer.status)
+            _accept(answer)
             rest = b""
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -173,6 +163,11 @@ class Informer:
         else:
             self._there[seen["metadata"]["name"]] = seen
         self._saw(event, seen)
+
+
+def _accept(answer: aiohttp.ClientResponse) -> None:
+    if answer.status != HTTPStatus.OK:
+        raise ClusterError(f"GET {answer.url.path}", answer.status, answer.reason or "")
 
 
 def _words(error: Exception) -> str:

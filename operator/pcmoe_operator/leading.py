@@ -11,6 +11,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 
 from pcmoe_operator.cluster import Cluster, ClusterError
+from pcmoe_operator.conditions import moment
 from pcmoe_operator.constants import KIND, OPERATOR
 from pcmoe_operator.events import Events, conditions_of
 from pcmoe_operator.health import Health
@@ -108,7 +109,7 @@ class Leader:
         raw = self._world.consortia.get(key)
         if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
             return
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = moment(datetime.now(UTC), "seconds")
         status = refused(raw, self._crd.missing, now)
         if conditions_of(raw) == conditions_of({"status": status}):
             return

@@ -63,6 +63,7 @@ class Observation:
     restarts_allowed: int
     """So often a participant may crash with no round committed in between."""
     applied: Settled = Settled()
+    """Whether all but Jobs has been applied."""
     refused: tuple[str, ...] = ()
     """Objects that the API server refuses, and why."""
 

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 import pytest
 
 from pcmoe_operator import workqueue
-from pcmoe_operator.leading import burst_seconds
 from pcmoe_operator.workqueue import CHANGED_BACKOFF, Work, WorkQueue
 
 
@@ -82,13 +81,6 @@ def test_keys_are_worked_on_in_the_order_in_which_they_are_due() -> None:
     now = 5.0
     run_until(queue, work, seconds=0.1)
     assert worked == ["first", "sooner", "late"]
-
-
-@pytest.mark.parametrize(
-    ("consortia", "seconds"), [(0, 0.2), (1, 0.2), (50, 0.2), (125, 0.5), (250, 1.0), (5000, 1.0)]
-)
-def test_more_changes_are_waited_for_where_there_are_many_consortia(consortia: int, seconds: float) -> None:
-    assert burst_seconds(consortia) == seconds
 
 
 class Seconds(float):
