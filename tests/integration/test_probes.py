@@ -40,7 +40,7 @@ def test_without_an_api_server_it_is_live_but_not_ready(
     own_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
     with FaultyApi(own_plane.kubeconfig) as api:
-        api.fault("GET", "/leases", status=503, times=1_000)
+        api.fault("GET", "/", status=503, times=1_000)
         operator = Probed(own_plane, namespace, tmp_path / "one", api.kubeconfig(own_plane.kubeconfig))
         with running(operator):
             eventually("it listens", lambda: operator.get("/healthz") == OK, within=20)
