@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 from pcmoe_operator.cluster import Cluster, ClusterError
-from pcmoe_operator.conditions import moment
-from pcmoe_operator.gang import time_of
 from pcmoe_operator.objects.bundle import bundle
 from pcmoe_operator.objects.inputs import FoundClaim, Inputs, Keys
 from pcmoe_operator.objects.jobs import job
@@ -29,6 +27,7 @@ from pcmoe_operator.objects.names import (
 )
 from pcmoe_operator.pki import renewal_time
 from pcmoe_operator.standing import Settled
+from pcmoe_operator.times import moment, time_of
 from pcmoe_operator.world import Object, World
 
 CLAIM = "PersistentVolumeClaim"

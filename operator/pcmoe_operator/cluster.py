@@ -6,17 +6,17 @@ when to try again.
 """
 
 import asyncio
-import json
-from collections.abc import Mapping
-from typing import Any, Protocol
-from urllib.request import getproxies_environment
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, Self
 
 import aiohttp
-from kubernetes.aio.client import ApiClient, ApiException, Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException
+from pydantic_core import from_json, to_json
 
+from pcmoe_operator.access import Access
 from pcmoe_operator.constants import API_VERSION, GROUP, KIND, VERSION
-from pcmoe_operator.errors import OperatorError, UsageError
+from pcmoe_operator.errors import OperatorError
 
 Object = dict[str, Any]
 REQUEST_SECONDS = 30.0
@@ -26,6 +26,8 @@ MERGE = "application/merge-patch+json"
 JSON = "application/json"
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 """All that is wanted back of an object that was applied: we know the rest."""
+FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ConfigException)
+"""Of a request, or of reading the token for it."""
 API = f"/apis/{GROUP}/{VERSION}"
 """Where our own resources are served, and below `/openapi/v3` what they look like; everybody may read both."""
 
@@ -74,7 +76,7 @@ class Requests(Protocol):
 
 
 class Cluster:
-    """Objects in and out. `request` carries each request; see `connect`."""
+    """Objects in and out. `request` carries each request; see `ApiRequests`."""
 
     def __init__(self, request: Requests) -> None:
         self._request = request
@@ -155,81 +157,68 @@ def _path(body: Object) -> str:
     return f"{collection(body['apiVersion'], body['kind'], metadata['namespace'])}/{metadata['name']}"
 
 
-def by_proxy() -> bool:
-    """Whether the environment names a proxy. Where it names none, no request need look for one, nor read .netrc."""
-    return bool(getproxies_environment())
-
-
-async def connect(kubeconfig: str | None = None, trace: aiohttp.TraceConfig | None = None) -> ApiClient:
-    """A client of the cluster this runs in, or of a kubeconfig's; `UsageError` where there is neither.
-
-    `trace` hears of every request.
-    """
-    configuration = Configuration(
-        trace_configs=[trace] if trace else None, client_session_kwargs={"trust_env": by_proxy()}
-    )
-    try:
-        if kubeconfig is None:
-            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=kubeconfig, client_configuration=configuration
-            )
-    except (ConfigException, OSError) as error:
-        where = kubeconfig or "this pod's service account"
-        raise UsageError(f"{where}: no way into a cluster: {error}") from error
-    configuration.retries = 1
-    return ApiClient(configuration)
-
-
 class ApiRequests:
-    """Requests through the Kubernetes client, which brings authentication and TLS."""
+    """Requests to a cluster, each with a deadline, until `close`. `trace` hears of every one."""
 
-    def __init__(self, api: ApiClient) -> None:
-        self._api = api
+    def __init__(self, access: Access, trace: aiohttp.TraceConfig | None = None) -> None:
+        self._server = access.server
+        self._session = access.session(trace_configs=[trace] if trace else None)
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, kubeconfig: str) -> AsyncIterator[Self]:
+        """Requests to a kubeconfig's cluster."""
+        made = cls(await Access.found(kubeconfig))
+        try:
+            yield made
+        finally:
+            await made.close()
 
     async def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
     ) -> Object:
-        """One request with a deadline."""
+        """One request; `ClusterError` for whatever goes wrong."""
         what = f"{method} {path}"
         headers = {"Accept": METADATA if content_type == APPLY else JSON}
         if content_type:
             headers["Content-Type"] = content_type
+        sent = None if body is None else to_json(body)
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                how, url, headers, *_ = await self._api.param_serialize(
-                    method, path, query_params=list(query.items()), header_params=headers,
-                    auth_settings=["BearerToken"],
-                )  # fmt: skip
-                # The client would copy the body, value by value, to make JSON of what is JSON already.
-                answer = await self._api.call_api(how, url, headers, body, _request_timeout=REQUEST_SECONDS)
-                data = await answer.read()  # type: ignore[no-untyped-call]
-        except ApiException as error:
-            raise _error(what, error.status or 0, error.reason or "", error.body, error.headers) from None
-        except (OSError, TimeoutError) as error:
+            async with (
+                asyncio.timeout(REQUEST_SECONDS),
+                self._session.request(
+                    method,
+                    self._server + path,
+                    params=query,
+                    data=sent,
+                    headers=headers,
+                    allow_redirects=False,
+                ) as answer,
+            ):
+                data = await answer.read()
+        except FAILURES as error:
             raise ClusterError(what, 0, str(error) or type(error).__name__) from error
-        except Exception as error:  # the client lets through whatever aiohttp raises
-            raise ClusterError(what, 0, f"{type(error).__name__}: {error}") from error
         if not 200 <= answer.status < 300:
-            headers_back = answer.getheaders()  # type: ignore[no-untyped-call]
-            raise _error(what, answer.status, answer.reason or "", data, headers_back)
+            raise _error(what, answer, data)
         try:
-            found: Object = json.loads(data) if data else {}
+            found: Object = from_json(data) if data else {}
         except ValueError as error:  # somebody on the way has answered
             raise ClusterError(what, 0, f"the answer is no JSON: {error}") from error
         return found
 
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
 
-def _error(what: str, status: int, reason: str, body: Any, headers: Any) -> ClusterError:
+
+def _error(what: str, answer: aiohttp.ClientResponse, data: bytes) -> ClusterError:
     """The server's own words where it has some."""
     try:
-        message = json.loads(body)["message"]
+        message = from_json(data)["message"]
     except (ValueError, KeyError, TypeError):
-        message = reason
+        message = answer.reason or ""
     try:
-        named = {key.lower(): value for key, value in dict(headers or {}).items()}
-        retry_after = float(named["retry-after"])
-    except (KeyError, ValueError, TypeError):
+        retry_after = float(answer.headers["Retry-After"])
+    except (KeyError, ValueError):
         retry_after = None
-    return ClusterError(what, status, str(message)[:1000], retry_after)
+    return ClusterError(what, answer.status, str(message)[:1000], retry_after)

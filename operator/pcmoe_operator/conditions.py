@@ -29,6 +29,7 @@ from pcmoe_operator.standing import (
     state_of,
     troubles,
 )
+from pcmoe_operator.times import moment, time_of
 
 Status = dict[str, Any]
 """The object's `.status`."""
@@ -119,11 +120,9 @@ def changed(previous: Status | None, new: Status, now: datetime, every_seconds: 
         return True
     if _compared(previous, progress=True) == _compared(new, progress=True):
         return False
-    try:
-        age = (now - datetime.fromisoformat(text_at(previous, "lastUpdateTime"))).total_seconds()
-    except (ValueError, TypeError):  # somebody else has written there
-        return True
-    return not 0 <= age < every_seconds
+    at = time_of(text_at(previous, "lastUpdateTime"))
+    # None where somebody else has written there.
+    return at is None or not 0 <= (now - at).total_seconds() < every_seconds
 
 
 def ended(status: Status | None, attempt: int) -> Literal["Completed", "Failed"] | None:
@@ -278,11 +277,6 @@ def _loss(observation: Observation) -> str:
         if known and len(known) == len(heard):
             return f"{sum(known) / len(known):#.3g}".rstrip(".")
     return ""
-
-
-def moment(now: datetime, precision: str) -> str:
-    """A time as the API has it, to the `seconds` or `milliseconds`."""
-    return now.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def _compared(status: Status, *, progress: bool) -> Status:

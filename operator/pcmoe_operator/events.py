@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.reasons import Reason
+from pcmoe_operator.times import moment
 
 log = logging.getLogger(__name__)
 
@@ -201,4 +202,4 @@ class Events:
 
 
 def _moment() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment(datetime.now(UTC), "microseconds")

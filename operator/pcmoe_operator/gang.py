@@ -27,6 +27,7 @@ from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.objects.jobs import GRACE_SECONDS
 from pcmoe_operator.observe import ParticipantSeen, Seen
 from pcmoe_operator.reasons import Reason
+from pcmoe_operator.times import moment, time_of
 
 LACKING = frozenset(
     reason.name
@@ -72,8 +73,7 @@ class Release:
 
     def written(self) -> dict[str, Any]:
         """As the API has it."""
-        since = self.since.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return {"state": self.stage.value, "since": since, "tries": self.tries}
+        return {"state": self.stage.value, "since": moment(self.since, "milliseconds"), "tries": self.tries}
 
     @staticmethod
     def read(status: Mapping[str, Any], attempt: int) -> "Release | None":
@@ -359,12 +359,3 @@ def rival_of(raw: Mapping[str, Any]) -> Rival | None:
 def _age(raw: Mapping[str, Any]) -> Age:
     metadata = part(dict(raw), "metadata")
     return text_at(metadata, "creationTimestamp"), text_at(metadata, "uid")
-
-
-def time_of(text: str) -> datetime | None:
-    """A time as the API writes it, or None."""
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else None

@@ -4,7 +4,6 @@ For Jobs and pods, of which many consortia bring tens of thousands of changes: k
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -14,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+from pydantic_core import from_json
 
 from pcmoe_operator.cluster import ClusterError
 from pcmoe_operator.watch_session import CHUNK, CONNECT_SECONDS, LIST_SECONDS, SILENT, Backoffs
@@ -148,9 +148,9 @@ class Informer:
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    yield json.loads(line)
+                    yield from_json(line)
             if rest:
-                yield json.loads(rest)
+                yield from_json(rest)
 
     def _hear(self, event: str, seen: Object) -> None:
         self._version = seen["metadata"]["resourceVersion"]

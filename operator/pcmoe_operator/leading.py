@@ -8,10 +8,9 @@ from collections.abc import Hashable
 from datetime import UTC, datetime
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
 
+from pcmoe_operator.access import Access
 from pcmoe_operator.cluster import Cluster, ClusterError
-from pcmoe_operator.conditions import moment
 from pcmoe_operator.constants import KIND, OPERATOR
 from pcmoe_operator.events import Events, conditions_of
 from pcmoe_operator.health import Health
@@ -19,6 +18,7 @@ from pcmoe_operator.metrics import Metrics
 from pcmoe_operator.reconcile import Reconciler
 from pcmoe_operator.served_crd import ServedCRD, refused
 from pcmoe_operator.settings import Settings
+from pcmoe_operator.times import moment
 from pcmoe_operator.watching import Object, Watching
 from pcmoe_operator.workqueue import LONGEST_BACKOFF, WorkQueue
 from pcmoe_operator.world import Key, World
@@ -53,10 +53,10 @@ class Leader:
         self._watching = Watching(cluster, health, metrics.requested, self._saw)
         self._reconciler: Reconciler | None = None
 
-    async def watch(self, api: ApiClient, ready: asyncio.Event) -> None:
+    async def watch(self, access: Access, ready: asyncio.Event) -> None:
         """Get to know what is there, whoever leads, until cancelled; `ready` is set once the watches have started."""
         await self._crd.there()
-        await self._watching.run(api, self._settings.namespaces, self._settings.watch_seconds, ready)
+        await self._watching.run(access, self._settings.namespaces, self._settings.watch_seconds, ready)
 
     async def lead(self) -> None:
         """Look after everything until cancelled."""

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pcmoe_operator.cluster import Cluster, ClusterError, Object, Requests
+from pcmoe_operator.times import moment
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Lease:
         return self._clock() - self._seen[1] >= seconds
 
     def _record(self, metadata: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = moment(datetime.now(UTC), "microseconds")
         # With the labels and annotations by which Helm knows it as its own, and takes it away again.
         kept = {key: metadata[key] for key in KEPT if key in metadata}
         ours = before.get("holderIdentity") == self.identity

@@ -13,9 +13,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from kubernetes.aio.client import ApiClient
-
-from pcmoe_operator.cluster import ApiRequests, Cluster, connect
+from pcmoe_operator.access import Access
+from pcmoe_operator.cluster import ApiRequests, Cluster
 from pcmoe_operator.errors import OperatorError
 from pcmoe_operator.health import Health
 from pcmoe_operator.leading import Leader, first
@@ -73,23 +72,25 @@ async def operate(settings: Settings, kubeconfig: str | None, stop: asyncio.Even
 
     # Before the lease is ours: a replica that waits has to be seen alive.
     async with served(settings.metrics_port, health, metrics):
-        api = await connect(kubeconfig, trace(heard))
+        access = await Access.found(kubeconfig)
         # A name that no other process has, whatever its pod is called.
         identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
-        requests = ApiRequests(api)
+        requests = ApiRequests(access, trace(heard))
         lease = Lease(
             Cluster(requests), settings.lease_namespace, settings.lease_name, identity, settings.lease_seconds
         )
         metrics.leading = lambda: lease.leading
         try:
             cluster = Cluster(WhileLeading(requests, lease))
-            return await _take_turns(Leader(settings, cluster, identity, health, metrics), api, lease, stop)
+            return await _take_turns(
+                Leader(settings, cluster, identity, health, metrics), access, lease, stop
+            )
         finally:
             await lease.release()
-            await api.close()  # type: ignore[no-untyped-call]
+            await requests.close()
 
 
-async def _take_turns(leader: Leader, api: ApiClient, lease: Lease, stop: asyncio.Event) -> int:
+async def _take_turns(leader: Leader, access: Access, lease: Lease, stop: asyncio.Event) -> int:
     """Watch, and lead once the lease is ours, until told to stop, or until the lease or the watches are lost.
 
     Who waits for its turn knows already what there is: a lease lasts longer than it takes to list it all.
@@ -107,7 +108,7 @@ async def _take_turns(leader: Leader, api: ApiClient, lease: Lease, stop: asynci
         await asyncio.Event().wait()
 
     try:
-        ended = await first(stop.wait(), in_turn(), leader.watch(api, started), told())
+        ended = await first(stop.wait(), in_turn(), leader.watch(access, started), told())
     except OperatorError:
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from pcmoe_operator.cluster import Cluster
 from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
 from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.errors import Fault, ManifestError
-from pcmoe_operator.gang import Decision, Limits, Release, decide, mine_of, time_of
+from pcmoe_operator.gang import Decision, Limits, Release, decide, mine_of
 from pcmoe_operator.keys import KeyStore
 from pcmoe_operator.objects.inputs import Inputs
 from pcmoe_operator.objects.names import PARTICIPANT, ROLE, Owner
@@ -27,6 +27,7 @@ from pcmoe_operator.reasons import Reason
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.spec import parse
 from pcmoe_operator.standing import Intent, Observation, Settled
+from pcmoe_operator.times import time_of
 from pcmoe_operator.world import Key, Object, World
 
 log = logging.getLogger(__name__)

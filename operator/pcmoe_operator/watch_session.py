@@ -1,4 +1,4 @@
-"""How watches talk to the API server: authenticated as the client is, each answer told, each listing cut down."""
+"""How watches talk to the API server: patient where a token is refused, each answer told, each listing cut down."""
 
 import asyncio
 import logging
@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
 
-from pcmoe_operator.cluster import by_proxy
+from pcmoe_operator.access import Access
 from pcmoe_operator.constants import API_VERSION, KIND
 from pcmoe_operator.tracing import Call, trace
 from pcmoe_operator.world import trimmed
@@ -54,21 +53,17 @@ class Page(aiohttp.ClientResponse):
 
 
 def watch_session(
-    api: ApiClient, refused: Callable[[Call, str], None], answered: Callable[[Call, str], None]
+    access: Access, refused: Callable[[Call, str], None], answered: Callable[[Call, str], None]
 ) -> aiohttp.ClientSession:
-    """A session that authenticates as `api` does. `answered(call, code)` at the head of each answer.
+    """A session for watches. `answered(call, code)` at the head of each answer.
 
     `refused` hears of those that were asked again, with a token that was read anew.
     """
-    configuration = api.configuration
 
-    async def authorize(
+    async def again(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         while True:
-            header = await configuration.get_api_key_with_prefix("BearerToken")
-            if header:
-                request.headers["Authorization"] = header
             answer = await handler(request)
             if answer.status != 401:
                 return answer
@@ -78,11 +73,4 @@ def watch_session(
             log.warning("%s %s: the token is refused; it is read anew", request.method, request.url.path)
             await asyncio.sleep(LOGIN_SECONDS)
 
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=api.rest_client.ssl_context),
-        proxy=configuration.proxy,
-        trust_env=by_proxy(),
-        trace_configs=[trace(answered)],
-        middlewares=(authorize,),
-        response_class=Page,
-    )
+    return access.session(again, trace_configs=[trace(answered)], response_class=Page)

@@ -13,8 +13,8 @@ from typing import Any
 
 import aiohttp
 import kopf
-from kubernetes.aio.client import ApiClient
 
+from pcmoe_operator.access import Access
 from pcmoe_operator.cluster import Cluster, ClusterError, collection
 from pcmoe_operator.constants import API_VERSION, GROUP, KIND, VERSION
 from pcmoe_operator.health import Health, Watch
@@ -139,21 +139,21 @@ class Watching:
         self._told = 0.0
 
     async def run(
-        self, api: ApiClient, namespaces: Sequence[str], watch_seconds: int, ready: asyncio.Event
+        self, access: Access, namespaces: Sequence[str], watch_seconds: int, ready: asyncio.Event
     ) -> None:
         """Watch for ever; `ready` is set once kopf has started."""
         self._known = {namespace: Known() for namespace in namespaces}
         self._health.expect((resource, namespace) for resource in KINDS for namespace in namespaces)
-        async with self._session(api) as session:
+        async with self._session(access) as session:
             informers = [
-                self._informer(session, api.configuration.host, (resource, namespace), watch_seconds)
+                self._informer(session, access.server, (resource, namespace), watch_seconds)
                 for resource in CHILDREN
                 for namespace in namespaces
             ]
             works = [self._bury(), self._all_listed(informers), *(each.run() for each in informers)]
             own = [asyncio.create_task(work) for work in works]
             tasks = await kopf.spawn_tasks(
-                registry=self._registry(api),
+                registry=self._registry(access),
                 settings=configured(watch_seconds),
                 namespaces=namespaces,
                 standalone=True,
@@ -169,10 +169,10 @@ class Watching:
                 for task in (*own, *tasks):
                     task.cancel()
 
-    def _informer(self, session: aiohttp.ClientSession, host: str, watch: Watch, seconds: int) -> Informer:
+    def _informer(self, session: aiohttp.ClientSession, server: str, watch: Watch, seconds: int) -> Informer:
         resource, namespace = watch
         source = Source(
-            url=host.rstrip("/") + collection(*KINDS[resource], namespace),
+            url=server + collection(*KINDS[resource], namespace),
             kind=KINDS[resource],
             label=CONSORTIUM,
             seconds=seconds,
@@ -185,12 +185,12 @@ class Watching:
         self._children_listed.set()
         await asyncio.Event().wait()
 
-    def _registry(self, api: ApiClient) -> kopf.OperatorRegistry:
+    def _registry(self, access: Access) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(server=api.configuration.host, aiohttp_session=self._session(api))
+            return kopf.AiohttpSession(server=access.server, aiohttp_session=self._session(access))
 
         @kopf.on.event(GROUP, VERSION, CONSORTIA, registry=registry)
         async def note(event: Any, **_: Any) -> None:
@@ -212,8 +212,8 @@ class Watching:
         while time.monotonic() < min(end, self._told + SILENT_SECONDS):
             await asyncio.sleep(SILENT_SECONDS / 4)
 
-    def _session(self, api: ApiClient) -> aiohttp.ClientSession:
-        return watch_session(api, self._heard, self._answered)
+    def _session(self, access: Access) -> aiohttp.ClientSession:
+        return watch_session(access, self._heard, self._answered)
 
     def _answered(self, call: Call, code: str) -> None:
         """An answer to a request of a watch's."""

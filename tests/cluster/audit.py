@@ -32,6 +32,8 @@ class Request:
     code: int
     path: str
     """With the query."""
+    agent: str
+    """The program, as it calls itself."""
 
 
 def read(log: Path, user: str | None = None) -> list[Request]:
@@ -62,5 +64,6 @@ def _request(event: dict[str, object], user: str) -> Request:
         namespace=reference.get("namespace", ""),
         name=reference.get("name", ""),
         code=status.get("code", 0),
+        agent=str(event.get("userAgent", "")),
         path=str(event["requestURI"]),
     )

@@ -1,6 +1,7 @@
 """The operator's client and its lease, on a real API server."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import yaml
 from tests.builders import manifest
 from tests.cluster.plane import ControlPlane
+from tests.cluster.waiting import eventually
 
-from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, Object, connect
+from pcmoe_operator.access import AGENT, Access
+from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, Object
 from pcmoe_operator.lease import Lease
 
 CRD = yaml.safe_load((Path(__file__).parents[2] / "manifests" / "crd.yaml").read_text())
@@ -21,11 +24,8 @@ SECONDS = 1.5
 @asynccontextmanager
 async def client(plane: ControlPlane) -> AsyncIterator[Cluster]:
     """A client with all rights."""
-    api = await connect(str(plane.kubeconfig))
-    try:
-        yield Cluster(ApiRequests(api))
-    finally:
-        await api.close()
+    async with ApiRequests.to(str(plane.kubeconfig)) as requests:
+        yield Cluster(requests)
 
 
 def run(plane: ControlPlane, work: Callable[[Cluster], Awaitable[None]]) -> None:
@@ -103,16 +103,45 @@ def test_a_status_is_written_by_itself(own_plane: ControlPlane, namespace: str) 
 
 def test_a_server_that_is_not_there_is_no_answer(own_plane: ControlPlane) -> None:
     async def work(_cluster: Cluster) -> None:
-        api = await connect(str(own_plane.kubeconfig))
-        api.configuration.host = "https://127.0.0.1:1"
-        try:
-            with pytest.raises(ClusterError) as caught:
-                await Cluster(ApiRequests(api)).read("v1", "ConfigMap", "default", "notes")
-            assert caught.value.status == 0
-        finally:
-            await api.close()
+        access = await Access.found(str(own_plane.kubeconfig))
+        access.server = "https://127.0.0.1:1"
+        requests = ApiRequests(access)
+        with pytest.raises(ClusterError) as caught:
+            await Cluster(requests).read("v1", "ConfigMap", "default", "notes")
+        assert caught.value.status == 0
+        await requests.close()
 
     run(own_plane, work)
+
+
+def test_a_server_by_another_name_than_a_kubeconfig_gives_it_is_not_trusted(
+    own_plane: ControlPlane, tmp_path: Path
+) -> None:
+    config = json.loads(own_plane.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["tls-server-name"] = "elsewhere.example"
+    other = tmp_path / "kubeconfig"
+    other.write_text(json.dumps(config))
+
+    async def work() -> None:
+        async with ApiRequests.to(str(other)) as requests:
+            with pytest.raises(ClusterError, match="elsewhere.example") as caught:
+                await Cluster(requests).read("v1", "ConfigMap", "default", "notes")
+            assert caught.value.status == 0
+
+    asyncio.run(work())
+
+
+def test_the_audit_log_names_the_program(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        await cluster.apply(config_map(namespace, one="1"))
+
+    run(own_plane, work)
+
+    def named() -> bool:
+        mine = [each for each in own_plane.requests() if each.namespace == namespace and each.verb == "patch"]
+        return [each.agent for each in mine] == [AGENT]
+
+    eventually("it is in the log", named, within=10)
 
 
 def test_one_leads_and_the_next_follows_when_it_lets_go(own_plane: ControlPlane, namespace: str) -> None:
@@ -162,15 +191,12 @@ def test_a_leader_that_can_not_reach_the_server_stops_leading_before_the_lease_e
             return await self._real(method, path, query, body, content_type)
 
     async def work(_cluster: Cluster) -> None:
-        api = await connect(str(own_plane.kubeconfig))
-        try:
-            requests = Cuttable(ApiRequests(api))
+        async with ApiRequests.to(str(own_plane.kubeconfig)) as real:
+            requests = Cuttable(real)
             lease = Lease(Cluster(requests), namespace, "operator", "one", SECONDS)
             await lease.acquire()
             requests.cut = True
             await asyncio.wait_for(lease.hold(), SECONDS + 0.7)
             assert not lease.leading
-        finally:
-            await api.close()
 
     run(own_plane, work)

@@ -12,7 +12,7 @@ from tests.builders import manifest
 from tests.cluster.plane import ControlPlane
 from tests.integration.operating import CRD, NAMES, VOLUMES
 
-from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, Object, Requests, connect
+from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, Object, Requests
 from pcmoe_operator.reconcile import Reconciler
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.world import World
@@ -101,9 +101,8 @@ def hit(plane: ControlPlane, namespace: str, fault: BaseException, *, sent: bool
     """Every request, or every so many-th, ends with `fault`; how many requests there are."""
 
     async def inside() -> int:
-        api = await connect(str(plane.kubeconfig))
-        try:
-            bench = Bench(plane, namespace, ApiRequests(api))
+        async with ApiRequests.to(str(plane.kubeconfig)) as requests:
+            bench = Bench(plane, namespace, requests)
             bench.make("calm")
             counted = Faulty(bench.requests, 0, fault, sent=sent)
             await bench.look("calm", counted)
@@ -118,8 +117,6 @@ def hit(plane: ControlPlane, namespace: str, fault: BaseException, *, sent: bool
                 assert bench.state(name) == expected, f"request {at}"
                 assert before in ("", bench.authority(name)), "a CA is never replaced"
             return counted.count
-        finally:
-            await api.close()
 
     return asyncio.run(inside())
 
@@ -144,9 +141,8 @@ def test_a_second_look_writes_nothing(
     own_plane: ControlPlane, namespace: str, settled: None, tmp_path: Path
 ) -> None:
     async def inside() -> None:
-        api = await connect(str(own_plane.kubeconfig))
-        try:
-            bench = Bench(own_plane, namespace, ApiRequests(api))
+        async with ApiRequests.to(str(own_plane.kubeconfig)) as requests:
+            bench = Bench(own_plane, namespace, requests)
             bench.make("calm")
             await bench.look("calm", bench.requests)
             before = own_plane.read(KINDS, "-n", namespace)["items"]
@@ -157,7 +153,5 @@ def test_a_second_look_writes_nothing(
                 for items in (before, after)
             ]
             assert versions[0] == versions[1]
-        finally:
-            await api.close()
 
     asyncio.run(inside())

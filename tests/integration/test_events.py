@@ -9,7 +9,7 @@ from tests.cluster.plane import ControlPlane
 from tests.cluster.waiting import eventually
 from tests.integration.probing import Probed, running
 
-from pcmoe_operator.cluster import ApiRequests, Cluster, connect
+from pcmoe_operator.cluster import ApiRequests, Cluster
 from pcmoe_operator.events import MAX_NOTE_BYTES, QUIET_SECONDS, Events, News
 
 
@@ -84,10 +84,7 @@ def run(plane: ControlPlane, work: Callable[[Cluster], Awaitable[None]]) -> None
     """Do some work with a client of all rights."""
 
     async def inside() -> None:
-        api = await connect(str(plane.kubeconfig))
-        try:
-            await work(Cluster(ApiRequests(api)))
-        finally:
-            await api.close()
+        async with ApiRequests.to(str(plane.kubeconfig)) as requests:
+            await work(Cluster(requests))
 
     asyncio.run(inside())

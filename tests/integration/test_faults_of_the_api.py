@@ -20,7 +20,7 @@ from tests.integration.operating import NAMES, coordinator, node
 from tests.integration.probing import Probed, account, running, user_of
 
 from pcmoe_operator import cluster
-from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError, connect
+from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError
 
 WATCH_SECONDS = 3
 RESYNC_SECONDS = 2
@@ -270,13 +270,10 @@ def test_every_request_has_a_deadline(
     monkeypatch.setattr(cluster, "REQUEST_SECONDS", 0.5)
 
     async def ask(kubeconfig: Path) -> None:
-        client = await connect(str(kubeconfig))
-        try:
+        async with ApiRequests.to(str(kubeconfig)) as requests:
             with pytest.raises(ClusterError) as caught:
-                await Cluster(ApiRequests(client)).list("v1", "Pod", namespace)
+                await Cluster(requests).list("v1", "Pod", namespace)
             assert caught.value.status == 0
-        finally:
-            await client.close()
 
     with FaultyApi(own_plane.kubeconfig) as api:
         api.fault("GET", "/pods", slow=5.0)

@@ -14,7 +14,7 @@ from tests.cluster.waiting import eventually
 from tests.integration.operating import CRD, Operated, operated
 from tests.unit.bad_manifests import BAD_MANIFESTS, Bad
 
-from pcmoe_operator.cluster import ApiRequests, ClusterError, connect
+from pcmoe_operator.cluster import ApiRequests, ClusterError
 from pcmoe_operator.pki import issue_authority
 from pcmoe_operator.schema import Consortium
 from pcmoe_operator.spec import load
@@ -198,17 +198,14 @@ def test_bad_manifests_are_refused_with_field_value_and_rule(api: ControlPlane) 
 
 async def _refusals(plane: ControlPlane, rows: list[Bad]) -> dict[str, str]:
     """What the API server says of each row; every one of them must be refused."""
-    api = await connect(str(plane.kubeconfig))
     path = "/apis/pcmoe.dev/v1alpha1/namespaces/default/pcmoeconsortia"
     said = {}
-    try:
+    async with ApiRequests.to(str(plane.kubeconfig)) as request:
         for row in rows:
             query = {"dryRun": "All", "fieldValidation": "Strict"}
             with pytest.raises(ClusterError) as caught:
-                await ApiRequests(api)("POST", path, query, manifest(3, row.changes), "application/json")
+                await request("POST", path, query, manifest(3, row.changes), "application/json")
             said[row.name] = caught.value.reason
-    finally:
-        await api.close()
     return said
 
 
