@@ -183,7 +183,9 @@ class Reconciler:
         self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
     ) -> Observation:
         pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
-        answers = {_name(pod): await self._status_of(pod) for pod in pods}
+        # All at once: each that doesn't answer takes its whole time.
+        told = await asyncio.gather(*map(self._status_of, pods))
+        answers = {_name(pod): answer for pod, answer in zip(pods, told, strict=True)}
         coordinator = answers.get("")
         return Observation(
             generation=_generation(raw),

@@ -62,8 +62,8 @@ def test_a_pilot_from_helm_install_to_uninstall(plane: ControlPlane, machine: Ma
         rig.until_only(before_install | claims | DEFINITION)
 
 
-def _seen(rig: Installed) -> None:
-    """The chart's PodMonitor leads a Prometheus to all five pods; `pcmoe` tells of them what they say themselves."""
+def _scraped(rig: Installed) -> None:
+    """The chart's PodMonitor leads a Prometheus to all five pods."""
     programs, folder = build.ensure(*build.MONITORING), rig.plane.folder / "prometheus"
     job = monitored(NAMESPACE)
     job["kubernetes_sd_configs"][0]["kubeconfig_file"] = str(rig.plane.kubeconfig)
@@ -75,6 +75,10 @@ def _seen(rig: Installed) -> None:
         assert sorted(labels["participant"] for labels, _ in trained) == sorted(PARTICIPANTS)
         prometheus.until(f"pcmoe_coordinator_committed_round{{{here}}} > 0")
         assert prometheus.firing() == set()
+
+
+def _told(rig: Installed) -> None:
+    """`pcmoe` tells of all pods what they say themselves."""
     said = rig.pcmoe("logs", CONSORTIUM, "--tail", "1")
     assert all(name in said for name in PARTICIPANTS), said
     rig.pcmoe("must-gather", CONSORTIUM, "--output", str(rig.plane.folder / "gathered.tar.gz"))
@@ -93,17 +97,20 @@ def _train(rig: Installed) -> None:
         assert participants(pods) == list(PARTICIPANTS)
         for name in PARTICIPANTS:
             assert pods[name]["spec"]["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
-    with phase("a committed round, and what Prometheus, the command line and the report see of it"):
+    with phase("a committed round, and what Prometheus sees of it"):
         rig.until("a committed round", lambda status: round_of(status) >= 1, TRAIN_SECONDS)
-        _seen(rig)
-        told = rig.report(rig.plane.folder / "report", "--no-pods")
-        assert told["leftOut"] == {} and set(told["loss"]) == set(PARTICIPANTS)
+        _scraped(rig)
     with phase("a pod deleted; another takes its place"):
         rig.plane.kubectl("delete", "pod", pods[LOST]["metadata"]["name"], "-n", NAMESPACE, "--wait=false")
         with rig.explained():
             replaced = eventually("another pod", lambda: rig.pods().get(LOST), within=START_SECONDS)
         assert replaced["metadata"]["uid"] != pods[LOST]["metadata"]["uid"]
+        rig.until("everybody ready again", lambda status: status.get("ready") == "4/4", START_SECONDS)
         rig.table()
+    with phase("what the command line and the report see of a run that goes on"):
+        _told(rig)
+        told = rig.report(rig.plane.folder / "report", "--no-pods")
+        assert told["leftOut"] == {} and set(told["loss"]) == set(PARTICIPANTS)
     with phase("to the last round"):
         rig.until("Completed", lambda status: status.get("state") == "Completed", TRAIN_SECONDS)
     for name in (name for name in PARTICIPANTS if name != LOST):

@@ -88,7 +88,7 @@ def test_a_cut_shorter_than_agreed_costs_time_and_not_the_step(
             consortium.round(number)
             for proxy in proxies:
                 proxy.cut()
-            time.sleep(1.5)  # half of the silence that is agreed
+            time.sleep(0.8)  # a quarter of the silence that is agreed
             for proxy in proxies:
                 proxy.heal()
         consortium.finish(120, restart=False)

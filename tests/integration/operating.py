@@ -17,6 +17,8 @@ from tests.builders import manifest
 from tests.cluster.plane import ControlPlane
 from tests.cluster.processes import free_ports
 
+from pcmoe_operator.main import AGAIN
+
 CRD = yaml.safe_load((Path(__file__).parents[2] / "manifests" / "crd.yaml").read_text())
 DEADLINE = 60.0
 PORT = 9400
@@ -114,6 +116,14 @@ class Operated:
             self._process.kill()
             self._process.wait(10)
 
+    def revive(self) -> None:
+        """Start it again if it ended since it had lost its lease, as a kubelet does: on a busy machine that happens."""
+        if self._process is not None and self._process.poll() == AGAIN and self._lost_its_lease():
+            self.start()
+
+    def _lost_its_lease(self) -> bool:
+        return "is lost" in self.log.read_text()[self._started :]
+
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         assert self._process is not None
@@ -155,6 +165,7 @@ class Operated:
         """Wait until the status is as wanted."""
         end = time.monotonic() + seconds
         while True:
+            self.revive()
             found = self.status()
             if true(found):
                 return found
@@ -173,6 +184,7 @@ class Operated:
         """The same, once everybody has a pod that runs."""
         end = time.monotonic() + seconds
         while True:
+            self.revive()
             found = self.pods()
             running = {n: p for n, p in found.items() if p["status"].get("phase") == "Running"}
             if set(running) == {"", *NAMES}:

@@ -51,6 +51,11 @@ class Probed(Operated):
         found = re.search(rf"^{re.escape(series)} (\S+)$", self.get("/metrics")[1], re.MULTILINE)
         return float(found[1]) if found else float("nan")
 
+    def watches(self, resource: str) -> bool:
+        """Whether it has opened a watch of this resource."""
+        series = f'pcmoe_operator_api_requests_total{{code="200",resource="{resource}",verb="watch"}}'
+        return self.metric(series) >= 1
+
     def until_leading(self, within: float = 20) -> None:
         """Wait until it leads."""
         eventually("it leads", lambda: self.metric("pcmoe_operator_leader") == 1, within=within)

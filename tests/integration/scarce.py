@@ -28,11 +28,6 @@ class Scarce(Operated):
         short = {"unschedulableSeconds": 2, "turnSeconds": 2, "leaseSeconds": 10}
         return {**super().settings(), **short, **self._limits}
 
-    def revive(self) -> None:
-        """Start the operator again if it has ended, as a kubelet does: on a busy machine it may lose its lease."""
-        if self._process is not None and self._process.poll() is not None:
-            self.start()
-
     def machines(self, count: int, pool: str = "") -> list[str]:
         """Add machines with one GPU each."""
         prefix = f"{self.namespace}-{len(self._nodes)}"

@@ -46,7 +46,7 @@ def test_a_certificate_that_falls_due_is_renewed_and_nothing_is_started_again(
         told = here.until(lambda status: bool(status.get("certificateRenewalTime")))["certificateRenewalTime"]
         days_off = time_of(told)
         assert days_off is not None and days_off - datetime.now(UTC) > timedelta(days=4)
-        here.kill()
+        here.stop()
         authority = pair(here, authorities("pilot"), "lyon")
         name = name_of(pair(here, certificate("pilot", "lyon"), "tls"))
         old = issue_leaf(authority, name, due_in(DUE_SECONDS))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -96,15 +97,15 @@ class Charted(Operated):
             for verb in rule["verbs"]
         }
 
-    def used(self) -> set[Right]:
-        """Every right that was needed so far. To make an object by applying it takes `create` too."""
-        found = set()
+    def used(self) -> Counter[Right]:
+        """Every right that was needed so far, how often. To make an object by applying it takes `create` too."""
+        found: Counter[Right] = Counter()
         for each in self.plane.requests(self.user):
             if each.resource:
                 group = each.path.split("/")[2] if each.path.startswith("/apis/") else ""
                 verbs = [each.verb, "create"] if (each.verb, each.code) == ("patch", 201) else [each.verb]
                 name = "/".join(filter(None, (group, each.resource)))
-                found |= {(each.namespace, name, verb) for verb in verbs}
+                found.update((each.namespace, name, verb) for verb in verbs)
         return found
 
     def refused(self) -> list[str]:
@@ -154,10 +155,11 @@ def refused_pods(here: Charted) -> None:
 
 def suspend_and_resume(here: Charted, telling: str) -> None:
     """Resumed only when an Event has told of it, which takes the given verb: what is soon over is no news."""
+    told = (here.namespace, "events.k8s.io/events", telling)
+    before = here.used()[told]
     here.change(suspend=True)
     here.until(lambda status: status.get("state") == "Suspended" and not set(here.pods()) & set(NAMES))
-    told = (here.namespace, "events.k8s.io/events", telling)
-    eventually(f"{telling} of an Event", lambda: told in here.used(), within=30)
+    eventually(f"{telling} of an Event", lambda: here.used()[told] > before, within=30)
     here.change(suspend=False)
     here.until(lambda status: status.get("state") != "Suspended")
 
@@ -184,8 +186,8 @@ def test_the_operator_is_granted_what_it_uses_and_nothing_else(charted: Charted)
 
     granted = charted.granted()
     with suppress(WaitError):
-        eventually("audit log with all of it", lambda: charted.used() == granted, within=10)
-    used = charted.used()
+        eventually("audit log with all of it", lambda: set(charted.used()) == granted, within=10)
+    used = set(charted.used())
     lacking, idle = sorted(used - granted), sorted(granted - used)
     assert not lacking and not idle, f"charts/pcmoe/templates/rbac.yaml lacks {lacking}; not used: {idle}"
     assert charted.refused() == []

@@ -56,7 +56,7 @@ def test_without_the_crd_it_waits_and_with_an_old_one_it_does_nothing_but_say_so
 
         undefined.define(older(CRD))
         eventually("it says so", lambda: one.told("CRDTooOld: the CRD in this cluster is older"), within=20)
-        assert one.metric("pcmoe_operator_crd_missing_fields") == 1
+        eventually("it is counted", lambda: one.metric("pcmoe_operator_crd_missing_fields") == 1, within=10)
         one.apply()
         status = one.until(lambda status: bool(status.get("conditions")))
         [condition] = status["conditions"]
@@ -91,7 +91,7 @@ def test_a_crd_that_is_taken_away_ends_the_process_which_waits_for_it_when_start
     undefined.define(CRD)
     with running(Probed(undefined, namespace, tmp_path / "one", watchSeconds=2)) as one:
         one.until_leading()
-        eventually("it watches", lambda: one.metric("pcmoe_operator_queue_length") == 0, within=10)
+        eventually("it watches", lambda: one.watches("pcmoeconsortia"), within=10)
         undefined.kubectl("delete", "crd", NAME, "--timeout=30s")
         assert one.ended(40) == 75
         one.start()

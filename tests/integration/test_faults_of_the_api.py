@@ -301,12 +301,6 @@ def busy(operator: Probed) -> None:
     operator.answer("", coordinator(1))
 
 
-def watches(operator: Probed, kind: str) -> bool:
-    """Whether it has opened a watch of this kind."""
-    series = f'pcmoe_operator_api_requests_total{{code="200",resource="{kind}",verb="watch"}}'
-    return operator.metric(series) >= 1
-
-
 class Changing(dict[str, Any]):
     """A status with another loss whenever it is asked for."""
 
@@ -346,7 +340,7 @@ def test_a_leader_that_was_stopped_writes_nothing_when_it_goes_on(
         jobs = generations(own_plane, namespace)
         with running(two):
             eventually("the second one waits", lambda: two.get("/readyz")[0] == 200, within=20)
-            eventually("it watches already", lambda: all(watches(two, kind) for kind in KINDS), within=10)
+            eventually("it watches already", lambda: all(two.watches(kind) for kind in KINDS), within=10)
             assert two.metric("pcmoe_operator_leader") == 0
             one.apply("second")  # something to be written for is under way
             one.signal(signal.SIGSTOP)
@@ -396,9 +390,8 @@ def test_a_leader_whose_lease_another_one_took_stops_at_once(
         assert one.told("is lost")
         holder = own_plane.read("lease", "pcmoe-operator", "-n", namespace)["spec"]["holderIdentity"]
         assert holder == "somebody-else"
-        pods = {name: pod["metadata"]["uid"] for name, pod in one.all_pods().items()}
+        assert one.pods().keys() == {"", *NAMES}
         one.start()
         one.until_leading()  # that one never renews
         one.change(suspend=True)
         one.until(lambda status: status.get("state") == "Suspended")
-        assert pods

@@ -74,7 +74,7 @@ def test_where_one_of_four_finds_no_machine_none_is_held_until_there_is_room_for
 def test_a_pod_that_waits_for_a_machine_of_its_own_kind_waits_on_while_the_others_hold_none(
     make: Make,
 ) -> None:
-    here = make(retrySeconds=1)
+    here = make(retrySeconds=1, unschedulableSeconds=5)
     here.machines(3)
     here.want("pilot", FOUR, {"oslo": "special"})
     here.eventually("pilot", "its machines are given back", gave_back)
@@ -111,7 +111,7 @@ def test_one_that_trains_and_loses_a_machine_for_good_gives_the_others_back_and_
 
 
 def test_a_quota_that_has_no_room_for_all_is_like_a_machine_too_few(make: Make) -> None:
-    here = make(retrySeconds=2)
+    here = make(retrySeconds=2, unschedulableSeconds=8)  # a quota's words are asked for after five
     here.machines(2)
 
     def quota(gpus: int) -> None:
@@ -157,7 +157,7 @@ def test_of_two_consortia_that_each_fit_alone_the_older_goes_first_twenty_times(
 
 @pytest.mark.timeout(180)
 def test_an_operator_killed_in_each_state_goes_on_where_the_last_one_was(make: Make) -> None:
-    here = make(retrySeconds=6, leaseSeconds=3)
+    here = make(retrySeconds=15, leaseSeconds=3)
     here.machines(1)
 
     def again(_when: str) -> None:
@@ -169,7 +169,7 @@ def test_an_operator_killed_in_each_state_goes_on_where_the_last_one_was(make: M
     again("while it waits for the other")
     first = here.eventually("pilot", "gives back", gave_back)
     again("while it gives back")
-    nobody_holds(here)
+    nobody_holds(here, within=14)
     again("while it rests")
     tried = here.eventually(
         "pilot", "tries again", lambda s: release(s)[0] == "Released" and release(s)[1] > 0

@@ -22,7 +22,7 @@ def test_a_leader_and_one_that_waits_are_both_live_and_ready_and_say_who_leads(
             eventually("the second one is ready", lambda: two.get("/readyz") == OK, within=20)
             one.apply()
             one.all_pods()
-            one.until(lambda status: bool(status.get("state")))
+            one.until(lambda status: status.get("state") == "Running")
             assert (one.get("/healthz"), one.get("/readyz"), two.get("/healthz")) == (OK, OK, OK)
             assert two.metric("pcmoe_operator_leader") == 0
             assert one.metric("pcmoe_operator_reconciles_total") > 0

@@ -15,7 +15,23 @@ from pcmoe_node.config import NodeConfig
 from pcmoe_node.fingerprint import fingerprint
 
 NAMESPACE, NAME = "hospital", "pilot"
-TRAINING = {"rounds": 100_000, "steps_per_round": 5, "evaluation_sequences": 2}
+SLOWLY = {
+    "learning_rate": 1e-6,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "decay": "Constant",
+    "max_grad_norm": 1.0,
+}
+"""So little is learnt that the loss stays as it is: a text learnt by heart has losses near zero, which double soon."""
+TRAINING: Mapping[str, Any] = {
+    "rounds": 100_000,
+    "steps_per_round": 5,
+    "evaluation_sequences": 2,
+    "optimizer": SLOWLY,
+}
 TRANSPORT = {
     "peer_timeout_seconds": 2,
     "progress_timeout_seconds": 60,
@@ -23,16 +39,7 @@ TRANSPORT = {
     "on_peer_loss": "Wait",
 }
 
-SOON_TOO_FAST = {
-    "learning_rate": 5.0,
-    "beta1": 0.9,
-    "beta2": 0.95,
-    "epsilon": 1e-8,
-    "weight_decay": 0.2,
-    "warmup_steps": 500,
-    "decay": "Constant",
-    "max_grad_norm": 1.0,
-}
+SOON_TOO_FAST = {**SLOWLY, "learning_rate": 5.0, "weight_decay": 0.2, "warmup_steps": 500}
 """An absurd rate of learning, reached slowly: the loss falls within 50 steps, then rises, and nothing overflows."""
 
 
