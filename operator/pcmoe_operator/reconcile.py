@@ -183,9 +183,10 @@ class Reconciler:
         self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
     ) -> Observation:
         pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
+        urls = {_name(pod): self._url_of(pod) for pod in pods}  # of the newest pod of each
+        asked = {name: url for name, url in urls.items() if url is not None}
         # All at once: each that doesn't answer takes its whole time.
-        told = await asyncio.gather(*map(self._status_of, pods))
-        answers = {_name(pod): answer for pod, answer in zip(pods, told, strict=True)}
+        answers = dict(zip(asked, await asyncio.gather(*map(self._ask, asked.values())), strict=True))
         coordinator = answers.get("")
         return Observation(
             generation=_generation(raw),
@@ -201,13 +202,14 @@ class Reconciler:
             refused=self._applier.refusals(inputs.owner.uid),
         )
 
-    async def _status_of(self, pod: Object) -> bytes | None:
+    def _url_of(self, pod: Object) -> str | None:
+        """Where a pod that runs says how it gets on."""
         address = pod["status"].get("podIP")
         running = pod["status"].get("phase") == "Running"
         if not address or not running or pod["metadata"].get("deletionTimestamp"):
             return None
         host = f"[{address}]" if ":" in address else address
-        return await self._ask(f"http://{host}:{self._settings.status_port}/status")
+        return f"http://{host}:{self._settings.status_port}/status"
 
     # What is said
 

@@ -11,7 +11,7 @@ from tests.unit.clustered import NAMESPACE, SETTINGS, here
 
 from pcmoe_operator.cluster import MERGE, Cluster, ClusterError, Object
 from pcmoe_operator.objects.names import of_attempt
-from pcmoe_operator.reconcile import Reconciler
+from pcmoe_operator.reconcile import Ask, Reconciler
 from pcmoe_operator.settings import Settings
 from pcmoe_operator.world import World
 
@@ -76,13 +76,13 @@ class Api:
         [pod] = [p for p in self.world.children(KEY, "Pod") if p["metadata"]["uid"] == participant]
         self.world.saw("DELETED", pod)
 
-    def look(self) -> None:
+    def look(self, ask: Ask | None = None) -> None:
         """One look by an operator that has just started."""
 
         async def silent(_url: str) -> bytes | None:
             return None
 
-        reconciler = Reconciler(Cluster(self), Settings.model_validate(SETTINGS), self.world, silent)
+        reconciler = Reconciler(Cluster(self), Settings.model_validate(SETTINGS), self.world, ask or silent)
         asyncio.run(reconciler.reconcile(KEY))
 
     @property
@@ -160,3 +160,21 @@ def test_one_that_is_being_deleted_is_left_alone() -> None:
     api.world.consortia[KEY]["metadata"]["deletionTimestamp"] = "2026-07-01T00:00:00Z"
     api.look()
     assert api.writes == []
+
+
+def test_all_pods_are_asked_at_once_since_each_that_does_not_answer_takes_its_time() -> None:
+    api = begun()
+    for number, name in enumerate(NAMES, 1):
+        api.pod(name, {"phase": "Running", "conditions": [], "podIP": f"10.0.0.{number}"}, "gpu-1")
+    asked: set[str] = set()
+    everybody = asyncio.Event()
+
+    async def ask(url: str) -> bytes | None:
+        asked.add(url)
+        if len(asked) == len(NAMES):
+            everybody.set()
+        await asyncio.wait_for(everybody.wait(), 5.0)
+        return None
+
+    api.look(ask)
+    assert asked == {f"http://10.0.0.{number}:9400/status" for number in (1, 2)}
