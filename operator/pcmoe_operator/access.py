@@ -1,6 +1,6 @@
 """The way into a cluster: where it is, whom to trust there, and who we are; found by the Kubernetes client.
 
-The requests themselves are aiohttp's, those of watches and all others: a client on top of it costs as much again.
+The requests are aiohttp's, those of watches and all others: the client on top of it would cost half as much again.
 """
 
 from importlib.metadata import version
