@@ -57,7 +57,10 @@ class Access:
     async def _authorize(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        try:
+            token = await self._configuration.get_api_key_with_prefix("BearerToken")
+        except ConfigException as error:  # as good as no answer: the next attempt reads it anew
+            raise aiohttp.ClientError(f"no token: {error}") from error
         if token:
             request.headers["Authorization"] = token
         if self._configuration.tls_server_name:

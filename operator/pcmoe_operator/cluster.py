@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.config import ConfigException
 from pydantic_core import from_json, to_json
 from yarl import URL
 
@@ -28,8 +27,6 @@ MERGE = "application/merge-patch+json"
 JSON = "application/json"
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 """As little as there is of an object that was applied: we know it."""
-FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ConfigException)
-"""Of a request, or of reading the token for it."""
 API = f"/apis/{GROUP}/{VERSION}"
 """Where our own resources are served, and below `/openapi/v3` what they look like; everybody may read both."""
 
@@ -194,7 +191,7 @@ class ApiRequests:
                 ) as answer,
             ):
                 data = await answer.read()
-        except FAILURES as error:
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ClusterError(what, 0, str(error) or type(error).__name__) from error
         if not 200 <= answer.status < 300:
             raise _error(what, answer, data)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import ConfigException
 
 from pcmoe_operator.access import AGENT, Access
 from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError
@@ -19,13 +20,17 @@ BODY: dict[str, Any] = {
 }
 
 
-def asked(answer: web.Response, work: Callable[[Cluster], Awaitable[Any]]) -> list[tuple[web.Request, str]]:
-    """What a server was asked that answers everything with `answer`, while `work` is done."""
+def asked(
+    answer: web.Response,
+    work: Callable[[Cluster], Awaitable[Any]],
+    token: Callable[[Configuration], None] = lambda _configuration: None,
+) -> list[tuple[web.Request, str]]:
+    """What a server was asked that answers everything with `answer`, while `work` is done; `token` reads it anew."""
     seen: list[tuple[web.Request, str]] = []
 
     async def handle(request: web.Request) -> web.Response:
         seen.append((request, await request.text()))
-        return answer
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     async def everything() -> None:
         application = web.Application()
@@ -36,6 +41,7 @@ def asked(answer: web.Response, work: Callable[[Cluster], Awaitable[Any]]) -> li
         host, port = runner.addresses[0]
         configuration = Configuration(host=f"http://{host}:{port}/behind/")
         configuration.api_key["BearerToken"] = "bearer xyz"
+        configuration.refresh_api_key_hook = token  # type: ignore[assignment]
         requests = ApiRequests(Access(configuration))
         try:
             await work(Cluster(requests))
@@ -99,3 +105,23 @@ def test_a_patience_that_is_no_number_is_left_to_us(said: str) -> None:
     answer = web.Response(status=503, text="down", headers={"Retry-After": said})
     error = refused(answer, lambda cluster: cluster.apply(BODY))
     assert (error.status, error.reason, error.retry_after) == (503, "Service Unavailable", None)
+
+
+def test_each_request_has_the_token_of_its_time_and_one_without_a_token_is_not_sent() -> None:
+    tokens = iter(["one", "", "two"])
+
+    def read(configuration: Configuration) -> None:
+        found = next(tokens)
+        if not found:
+            raise ConfigException("Token file exists but empty.")
+        configuration.api_key["BearerToken"] = f"bearer {found}"
+
+    async def three_times(cluster: Cluster) -> None:
+        await cluster.apply(BODY)
+        with pytest.raises(ClusterError, match="no token: Token file exists but empty") as caught:
+            await cluster.apply(BODY)
+        assert caught.value.status == 0
+        await cluster.apply(BODY)
+
+    seen = asked(web.json_response({}), three_times, read)
+    assert [request.headers["Authorization"] for request, _ in seen] == ["bearer one", "bearer two"]
