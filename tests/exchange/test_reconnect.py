@@ -78,9 +78,11 @@ class Talk:
         """Talk while `disturb()` runs, and to the last answer after it."""
 
         def disturbed() -> None:
-            disturb()
-            time.sleep(0.2)  # talk on for a while
-            self.stop.set()
+            try:
+                disturb()
+                time.sleep(0.2)  # talk on for a while
+            finally:
+                self.stop.set()
 
         together([partial(self.side, 0), partial(self.side, 1), disturbed])
         assert not self.failures
@@ -95,6 +97,9 @@ class Talk:
 def test_cuts_lose_nothing_double_nothing_and_are_healed() -> None:
     with through_a_proxy() as (rig, proxies):
 
+        def back(connections: int) -> bool:
+            return bool(rig[0].reconnected >= connections)
+
         def cut_now_and_then() -> None:
             for number in range(4):
                 time.sleep(0.3)  # let some traffic pass
@@ -103,8 +108,7 @@ def test_cuts_lose_nothing_double_nothing_and_are_healed() -> None:
                 time.sleep(0.3)  # the network is gone for a while
                 for proxy in proxies:
                     proxy.heal()
-                connections = 3 * (number + 1)
-                wait_until(lambda least=connections: rig[0].reconnected >= least, 10)  # type: ignore[misc]
+                wait_until(partial(back, 3 * (number + 1)), 10)
 
         Talk(rig).run(cut_now_and_then)
 

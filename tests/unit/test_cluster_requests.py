@@ -88,9 +88,12 @@ def test_an_answer_by_somebody_on_the_way_is_none(verb: str) -> None:
     assert error.status == 0 and "the answer is no JSON" in str(error)
 
 
-def test_nobody_is_followed_to_another_server() -> None:
+@pytest.mark.parametrize("verb", ["apply", "create"])
+def test_nobody_is_followed_to_another_server(verb: str) -> None:
+    """Nor with our token: what every request passes adds it, also to one that was led on."""
     elsewhere = web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})
-    assert refused(elsewhere, lambda cluster: cluster.apply(BODY)).status == 307
+    error = refused(elsewhere, lambda cluster: getattr(cluster, verb)(BODY))
+    assert error.status == 0 and "it leads to another server, http://127.0.0.1:1" in str(error)
 
 
 def test_the_words_and_the_patience_of_the_server_are_told() -> None:
