@@ -25,8 +25,9 @@ class Access:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._tls = RESTClientObject(configuration).ssl_context
-        self.server: str = configuration.host.rstrip("/")
-        self._origin = URL(self.server).origin()
+        address = URL(configuration.host)
+        # As requests will have it, however it is written: a name in lower case, no port that goes without saying.
+        self.server, self._origin = str(address).rstrip("/"), address.origin()
 
     @classmethod
     async def found(cls, kubeconfig: str | None = None) -> Self:

@@ -24,6 +24,7 @@ def asked(
     answer: web.Response,
     work: Callable[[Cluster], Awaitable[Any]],
     token: Callable[[Configuration], None] = lambda _configuration: None,
+    host: str = "127.0.0.1",
 ) -> list[tuple[web.Request, str]]:
     """What a server was asked that answers everything with `answer`, while `work` is done; `token` reads it anew."""
     seen: list[tuple[web.Request, str]] = []
@@ -38,7 +39,7 @@ def asked(
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
+        port = runner.addresses[0][1]
         configuration = Configuration(host=f"http://{host}:{port}/behind/")
         configuration.api_key["BearerToken"] = "bearer xyz"
         configuration.refresh_api_key_hook = token  # type: ignore[assignment]
@@ -65,6 +66,11 @@ def test_a_request_says_who_asks_and_for_what() -> None:
     assert text == '{"apiVersion":"v1","kind":"ConfigMap",' + (
         '"metadata":{"name":"notes","namespace":"here"},"data":{"a":"b & c = d"}}'
     )
+
+
+def test_a_server_s_name_may_be_written_in_any_case() -> None:
+    [(request, _)] = asked(web.json_response({}), lambda cluster: cluster.apply(BODY), host="LocalHost")
+    assert request.headers["Authorization"] == "bearer xyz"
 
 
 def test_a_label_selector_arrives_as_it_was_meant() -> None:
