@@ -11,7 +11,6 @@ import aiohttp
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
-from yarl import URL
 
 from pcmoe_operator.errors import UsageError
 
@@ -25,9 +24,7 @@ class Access:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._tls = RESTClientObject(configuration).ssl_context
-        address = URL(configuration.host)
-        # As requests will have it, however it is written: a name in lower case, no port that goes without saying.
-        self.server, self._origin = str(address).rstrip("/"), address.origin()
+        self.server: str = configuration.host.rstrip("/")
 
     @classmethod
     async def found(cls, kubeconfig: str | None = None) -> Self:
@@ -46,10 +43,7 @@ class Access:
             raise UsageError(f"{where}: no way into a cluster: {error}") from error
 
     def session(self, *outer: aiohttp.ClientMiddlewareType, **more: Any) -> aiohttp.ClientSession:
-        """A session whose requests say who we are, each with the token of its time, and to this cluster alone.
-
-        `outer` stands around that.
-        """
+        """A session whose requests say who we are, each with the token of its time. `outer` stands around that."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
             headers={"User-Agent": AGENT},
@@ -63,8 +57,6 @@ class Access:
     async def _authorize(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        if request.url.origin() != self._origin:
-            raise aiohttp.ClientError(f"it leads to another server, {request.url.origin()}")
         try:
             token = await self._configuration.get_api_key_with_prefix("BearerToken")
         except ConfigException as error:  # as good as no answer: the next attempt reads it anew

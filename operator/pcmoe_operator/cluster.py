@@ -187,7 +187,7 @@ class ApiRequests:
             async with (
                 asyncio.timeout(REQUEST_SECONDS),
                 self._session.request(
-                    method, URL(address, encoded=True), data=sent, headers=headers
+                    method, URL(address, encoded=True), data=sent, headers=headers, allow_redirects=False
                 ) as answer,
             ):
                 data = await answer.read()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kubernetes.aio.client import Configuration
 from tests.builders import manifest
 from tests.cluster.plane import ControlPlane
 from tests.cluster.waiting import eventually
@@ -106,7 +105,9 @@ def test_a_status_is_written_by_itself(own_plane: ControlPlane, namespace: str) 
 
 def test_a_server_that_is_not_there_is_no_answer(own_plane: ControlPlane) -> None:
     async def work(_cluster: Cluster) -> None:
-        requests = ApiRequests(Access(Configuration(host="https://127.0.0.1:1")))
+        access = await Access.found(str(own_plane.kubeconfig))
+        access.server = "https://127.0.0.1:1"
+        requests = ApiRequests(access)
         with pytest.raises(ClusterError) as caught:
             await Cluster(requests).read("v1", "ConfigMap", "default", "notes")
         assert caught.value.status == 0
