@@ -11,6 +11,7 @@ import aiohttp
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yarl import URL
 
 from pcmoe_operator.errors import UsageError
 
@@ -25,6 +26,7 @@ class Access:
         self._configuration = configuration
         self._tls = RESTClientObject(configuration).ssl_context
         self.server: str = configuration.host.rstrip("/")
+        self._place = _place(URL(self.server))
 
     @classmethod
     async def found(cls, kubeconfig: str | None = None) -> Self:
@@ -43,20 +45,30 @@ class Access:
             raise UsageError(f"{where}: no way into a cluster: {error}") from error
 
     def session(self, *outer: aiohttp.ClientMiddlewareType, **more: Any) -> aiohttp.ClientSession:
-        """A session whose requests say who we are, each with the token of its time. `outer` stands around that."""
+        """A session whose requests say who we are, each with the token of its time, and to this cluster alone.
+
+        `outer` stands around that.
+        """
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
             headers={"User-Agent": AGENT},
             proxy=self._configuration.proxy,
             # Where the environment names no proxy, no request need look for one, nor read .netrc.
             trust_env=bool(getproxies_environment()),
-            middlewares=(*outer, self._authorize),
+            middlewares=(*outer, self.authorize),
             **more,
         )
 
-    async def _authorize(
+    async def authorize(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
+        """A session's middleware: the token of the hour, for this cluster alone.
+
+        Raises:
+            aiohttp.ClientError: there is no token, or the request is for another server.
+        """
+        if _place(request.url) != self._place:  # a watch follows redirects
+            raise aiohttp.ClientError(f"our token is not for another server: {request.url.origin()}")
         try:
             token = await self._configuration.get_api_key_with_prefix("BearerToken")
         except ConfigException as error:  # as good as no answer: the next attempt reads it anew
@@ -66,3 +78,8 @@ class Access:
         if self._configuration.tls_server_name:
             request.server_hostname = self._configuration.tls_server_name
         return await handler(request)
+
+
+def _place(url: URL) -> tuple[str, str, int | None]:
+    """Where an address leads, however it is written: in any case, with or without the port that goes without saying."""
+    return url.scheme, (url.raw_host or "").lower(), url.port

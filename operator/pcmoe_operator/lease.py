@@ -98,9 +98,18 @@ class Lease:
         self._held = None
         if held is None:
             return
-        held["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
         try:
-            await self._cluster.replace(held)
+            try:
+                await self._cluster.replace(_given_back(held))
+            except ClusterError as error:
+                if error.status != 409:
+                    raise
+                # The end came while a renewal was on its way, and that one has arrived.
+                found = await self._cluster.read(
+                    held["apiVersion"], held["kind"], self._namespace, self._name
+                )
+                if found is not None and found["spec"].get("holderIdentity") == self.identity:
+                    await self._cluster.replace(_given_back(found))
         except ClusterError as error:
             log.warning("the lease could not be released: %s", error)
 
@@ -162,6 +171,10 @@ class Lease:
                 "leaseTransitions": int(before.get("leaseTransitions") or 0) + (bool(before) and not ours),
             },
         }
+
+
+def _given_back(record: dict[str, Any]) -> dict[str, Any]:
+    return record | {"spec": record["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}}
 
 
 class WhileLeading:

@@ -105,6 +105,8 @@ def _train(rig: Installed) -> None:
         with rig.explained():
             replaced = eventually("another pod", lambda: rig.pods().get(LOST), within=START_SECONDS)
         assert replaced["metadata"]["uid"] != pods[LOST]["metadata"]["uid"]
+        where = (f"pod/{replaced['metadata']['name']}", "-n", NAMESPACE)
+        rig.plane.kubectl("wait", "--for=condition=Ready", *where, "--timeout=120s", seconds=130)
         rig.until("everybody ready again", lambda status: status.get("ready") == "4/4", START_SECONDS)
         rig.table()
     with phase("what the command line and the report see of a run that goes on"):

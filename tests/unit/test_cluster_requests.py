@@ -1,13 +1,16 @@
 """What becomes of each answer to a request of the operator: a real HTTP server in the API server's place."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException
+from yarl import URL
 
 from pcmoe_operator.access import AGENT, Access
 from pcmoe_operator.cluster import ApiRequests, Cluster, ClusterError
@@ -20,6 +23,28 @@ BODY: dict[str, Any] = {
 }
 
 
+@asynccontextmanager
+async def server(answer: web.Response, seen: list[tuple[web.Request, str]]) -> AsyncIterator[Configuration]:
+    """The way to a server that answers everything with `answer`, and puts down in `seen` what it was asked."""
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append((request, await request.text()))
+        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    configuration = Configuration(host=f"http://{host}:{port}/behind/")
+    configuration.api_key["BearerToken"] = "bearer xyz"
+    try:
+        yield configuration
+    finally:
+        await runner.cleanup()
+
+
 def asked(
     answer: web.Response,
     work: Callable[[Cluster], Awaitable[Any]],
@@ -28,26 +53,14 @@ def asked(
     """What a server was asked that answers everything with `answer`, while `work` is done; `token` reads it anew."""
     seen: list[tuple[web.Request, str]] = []
 
-    async def handle(request: web.Request) -> web.Response:
-        seen.append((request, await request.text()))
-        return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
-
     async def everything() -> None:
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
-        configuration = Configuration(host=f"http://{host}:{port}/behind/")
-        configuration.api_key["BearerToken"] = "bearer xyz"
-        configuration.refresh_api_key_hook = token  # type: ignore[assignment]
-        requests = ApiRequests(Access(configuration))
-        try:
-            await work(Cluster(requests))
-        finally:
-            await requests.close()
-            await runner.cleanup()
+        async with server(answer, seen) as configuration:
+            configuration.refresh_api_key_hook = token  # type: ignore[assignment]
+            requests = ApiRequests(Access(configuration))
+            try:
+                await work(Cluster(requests))
+            finally:
+                await requests.close()
 
     asyncio.run(everything())
     return seen
@@ -88,9 +101,68 @@ def test_an_answer_by_somebody_on_the_way_is_none(verb: str) -> None:
     assert error.status == 0 and "the answer is no JSON" in str(error)
 
 
+ELSEWHERE = web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})
+
+
 def test_nobody_is_followed_to_another_server() -> None:
-    elsewhere = web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})
-    assert refused(elsewhere, lambda cluster: cluster.apply(BODY)).status == 307
+    assert refused(ELSEWHERE, lambda cluster: cluster.apply(BODY)).status == 307
+
+
+def test_nobody_is_followed_to_another_server_by_a_watch_either() -> None:
+    async def watch() -> None:
+        async with server(ELSEWHERE, []) as configuration:
+            access = Access(configuration)
+            async with access.session() as session:
+                with pytest.raises(aiohttp.ClientError, match="not for another server: http://127.0.0.1:1"):
+                    await session.get(access.server)
+
+    asyncio.run(watch())
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("https://10.96.0.1:443", "https://10.96.0.1/api"),
+        ("https://10.96.0.1", "https://10.96.0.1:443/api"),
+        ("https://Cluster.example", "https://cluster.example/api"),
+        ("https://[fd00::1]:443", "https://[fd00::1]/api"),
+        ("https://cluster.example/behind", "https://cluster.example/behind/api"),
+    ],
+)
+def test_a_server_is_the_same_however_its_address_is_written(host: str, address: str) -> None:
+    assert token_for(host, address) == "bearer xyz"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://10.96.0.1:6443/api", "http://10.96.0.1:443/api", "https://10.96.0.2/api", "https://other/api"],
+)
+def test_our_token_is_not_for_another_server(address: str) -> None:
+    with pytest.raises(aiohttp.ClientError, match="our token is not for another server"):
+        token_for("https://10.96.0.1:443", address)
+
+
+def token_for(host: str, address: str) -> str | None:
+    """The token of a request to `address`, of a session to the cluster at `host`; nothing is sent."""
+
+    async def work() -> str | None:
+        configuration = Configuration(host=host)
+        configuration.api_key["BearerToken"] = "bearer xyz"
+        sent: list[aiohttp.ClientRequest] = []
+
+        async def stop(
+            request: aiohttp.ClientRequest, _handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            sent.append(request)
+            raise NotImplementedError
+
+        access = Access(configuration)
+        async with access.session() as session:
+            with suppress(NotImplementedError):
+                await session.get(URL(address, encoded=True), middlewares=(access.authorize, stop))
+        return sent[0].headers.get("Authorization")
+
+    return asyncio.run(work())
 
 
 def test_the_words_and_the_patience_of_the_server_are_told() -> None:

@@ -24,6 +24,9 @@ class Server:
         self.gate.set()
         self.written: list[str] = []
         self.away = False
+        self.answering = asyncio.Event()
+        self.answering.set()
+        """Whether who wrote the lease hears of it."""
 
     async def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
@@ -36,9 +39,13 @@ class Server:
                     raise ClusterError(path, 404, "not there")
                 return self.record
             assert body is not None
-            version = str(int((self.record or {}).get("metadata", {}).get("resourceVersion", "0")) + 1)
-            self.record = {**body, "metadata": {**body["metadata"], "resourceVersion": version}}
-            return self.record
+            version = (self.record or {}).get("metadata", {}).get("resourceVersion", "0")
+            if body["metadata"].get("resourceVersion", "0") != version:
+                raise ClusterError(path, 409, "the object has been modified")
+            made = {**body["metadata"], "resourceVersion": str(int(version) + 1)}
+            written = self.record = {**body, "metadata": made}
+            await self.answering.wait()
+            return written
         await self.gate.wait()
         if method != "GET":
             self.written.append(path)
@@ -106,6 +113,43 @@ def test_a_process_that_was_asleep_writes_nothing_when_it_wakes() -> None:
         before = server.record
         await lease.release()
         assert server.record is before, "it is another one's by now, perhaps"
+
+    asyncio.run(work())
+
+
+def test_a_lease_is_given_back_also_when_the_answer_to_its_last_renewal_never_came() -> None:
+    async def work() -> None:
+        server = Server()
+        lease, _ = led(server, Clock(), LONG_SECONDS)
+        await lease.acquire()
+        first = server.record
+        server.answering.clear()
+        holding = asyncio.create_task(lease.hold())
+        while server.record is first:
+            await asyncio.sleep(0.01)
+        holding.cancel()
+        await asyncio.wait([holding])
+        server.answering.set()
+        await lease.release()
+        assert server.record is not None and server.record["spec"]["holderIdentity"] == ""
+
+    asyncio.run(work())
+
+
+def test_a_lease_that_is_another_s_by_now_is_not_given_back() -> None:
+    async def work() -> None:
+        server = Server()
+        lease, _ = led(server, Clock(), LONG_SECONDS)
+        await lease.acquire()
+        assert server.record is not None
+        theirs = {**server.record["spec"], "holderIdentity": "two"}
+        server.record = {
+            **server.record,
+            "metadata": {**server.record["metadata"], "resourceVersion": "7"},
+            "spec": theirs,
+        }
+        await lease.release()
+        assert server.record["spec"] == theirs
 
     asyncio.run(work())
 
