@@ -28,7 +28,7 @@ from pcmoe_operator.objects.names import (
 from pcmoe_operator.pki import renewal_time
 from pcmoe_operator.standing import Settled
 from pcmoe_operator.times import moment, time_of
-from pcmoe_operator.world import Object, World
+from pcmoe_operator.world import Key, Object, World
 
 CLAIM = "PersistentVolumeClaim"
 REPLICAS = "ReplicaSet"
@@ -52,6 +52,8 @@ class Applied:
         self.digests: dict[Name, str] = {}
         self.refused: dict[Name, tuple[str, str, float]] = {}
         """Digest, the server's words, and when to try again."""
+        self.generation = 0
+        """Of the manifest that was applied last."""
 
     def due(self, name: Name, digest: str, now: float) -> bool:
         """Whether to apply an object of this digest now."""
@@ -142,6 +144,9 @@ class Applier:
         applied = self._applied.setdefault(uid, Applied())
         # As of now, whatever is heard of pods meanwhile: what follows from that is for the next look.
         coordinators, digest_now = self._coordinators(inputs), self._digest_of(inputs)
+        if applied.generation != inputs.generation:  # what becomes of a claim may have been changed
+            applied.digests = {name: mark for name, mark in applied.digests.items() if name[0] != CLAIM}
+            applied.generation = inputs.generation
         claims = await self._claims(inputs, applied)
         everything = bundle(inputs, keys, claims, coordinators=coordinators)
         applied.keep({(made["kind"], made["metadata"]["name"]) for made in everything}, inputs)
@@ -165,7 +170,7 @@ class Applier:
         except ClusterError as error:
             if error.status not in REFUSED:
                 raise
-            if "ownerRef" in error.reason and "ownerReferences" in made["metadata"]:
+            if "ownerRef" in error.reason and "ownerReferences" in made.get("metadata", ()):
                 # Found without an owner, as a restored Secret or a kept claim is: it stays so.
                 metadata = {k: value for k, value in made["metadata"].items() if k != "ownerReferences"}
                 await self._apply(applied, name, digest, {**made, "metadata": metadata}, write)
@@ -209,42 +214,42 @@ class Applier:
             namespace, name = inputs.owner.namespace, coordinator(inputs.owner.name)
             if (applied := self._applied.get(inputs.owner.uid)) is not None:
                 applied.digests.pop((REPLICAS, name), None)  # the next attempt wants it back
-            await self._cluster.merge("apps/v1", REPLICAS, namespace, name, {"spec": {"replicas": 0}})
+            try:
+                await self._cluster.merge("apps/v1", REPLICAS, namespace, name, {"spec": {"replicas": 0}})
+            except ClusterError as error:
+                if error.status != 404:  # it may be gone, and its pod hang on a machine that is lost
+                    raise
 
     # Jobs
 
     async def jobs(self, inputs: Inputs, run: frozenset[str], *, make: bool) -> None:
-        """Every participant's Job of this attempt, suspended unless in `run`; those of other attempts stop.
+        """Every participant's Job of this attempt, suspended unless in `run`; all other Jobs stop: those of other
+        attempts, and of participants that aren't to run here any more.
 
-        One that has ended is left alone, one that is gone is made again. One that is there is only ever suspended or
-        released: its template can't be changed.
+        One that has ended is left alone; one that is gone is made again, once its pod is gone too: two pods would
+        write to one checkpoint. One that is there is only ever suspended or released: its template can't be changed.
         """
         key = (inputs.owner.namespace, inputs.owner.name)
         applied = self._applied.setdefault(inputs.owner.uid, Applied())
         for name in self._world.buried(key):  # also one that came and went between two looks
             applied.digests.pop(("Job", name), None)
-        jobs = self._world.children(key, "Job")
-        for found in jobs:
-            if _label(found, ATTEMPT) != str(inputs.attempt) and not _over(found):
-                await self._suspend(found, suspend=True)
-        there = {
-            _label(found, PARTICIPANT): found
-            for found in jobs
-            if _label(found, ATTEMPT) == str(inputs.attempt)
-        }
+        there = {}
+        for found in self._world.children(key, "Job"):
+            if _is_of(found, inputs):
+                there[_label(found, PARTICIPANT)] = found
+            else:
+                await self._suspend(applied, found, suspend=True)
         busy = {
-            _label(pod, PARTICIPANT)
-            for pod in self._nodes(inputs)
-            if _label(pod, ATTEMPT) != str(inputs.attempt)
+            *self.leaving(inputs),
+            *(_label(each, PARTICIPANT) for each in self._world.namesakes(key, "Job")),
         }
         for participant in inputs.here:
             job_there, suspend = there.get(participant), participant not in run
             if job_there is not None:
                 # Should it go, it is made again.
                 applied.digests.pop(("Job", job_there["metadata"]["name"]), None)
-                if not _over(job_there):
-                    await self._suspend(job_there, suspend=suspend)
-            elif make and participant not in busy:  # two pods would write to one checkpoint
+                await self._suspend(applied, job_there, suspend=suspend)
+            elif make and participant not in busy:
                 await self._make(applied, job(inputs, participant, suspend), suspend)
 
     async def _make(self, applied: Applied, made: Object, suspend: bool) -> None:
@@ -260,17 +265,49 @@ class Applier:
             if not error.exists:  # a quota that others change at that moment is a conflict too
                 raise
 
-    async def _suspend(self, found: Object, *, suspend: bool) -> None:
-        if bool(found["spec"].get("suspend")) != suspend:
-            metadata = found["metadata"]
-            changes = {"spec": {"suspend": suspend}}
-            await self._cluster.merge("batch/v1", "Job", metadata["namespace"], metadata["name"], changes)
+    async def stop(self, key: Key) -> Sequence[str]:
+        """Suspend all Jobs of a consortium, whatever its manifest says; who still has a pod."""
+        applied = self._applied.setdefault(self._world.consortia[key]["metadata"]["uid"], Applied())
+        for found in self._world.children(key, "Job"):
+            await self._suspend(applied, found, suspend=True)
+        return sorted({_label(pod, PARTICIPANT) for pod in self._alive(key) if _role(pod) != "coordinator"})
+
+    async def _suspend(self, applied: Applied, found: Object, *, suspend: bool) -> None:
+        namespace, name = (found["metadata"][key] for key in ("namespace", "name"))
+        if bool(found["spec"].get("suspend")) == suspend or _over(found):
+            applied.refused.pop(("Job", name), None)
+            return
+
+        async def merge(changes: Object) -> None:
+            await self._cluster.merge("batch/v1", "Job", namespace, name, changes)
+
+        mark = f"spec.suspend={suspend}"
+        if applied.due(("Job", name), mark, self._clock()):
+            await self._apply(applied, ("Job", name), mark, {"spec": {"suspend": suspend}}, merge)
+            applied.digests.pop(("Job", name), None)  # the watch tells what has become of it
 
     # What is there
 
+    def leaving(self, inputs: Inputs) -> tuple[str, ...]:
+        """Participants with a pod that is none of this attempt's Jobs', and those that aren't to run here any more."""
+        key = (inputs.owner.namespace, inputs.owner.name)
+        own = {pod["metadata"]["name"] for pod in self._world.children(key, "Pod") if _is_of(pod, inputs)}
+        return tuple(
+            sorted(
+                {
+                    _label(pod, PARTICIPANT)
+                    for pod in self._nodes(inputs)
+                    if pod["metadata"]["name"] not in own
+                }
+            )
+        )
+
     def _pods(self, inputs: Inputs) -> Sequence[Object]:
-        """Pods that have not ended."""
-        pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
+        return self._alive((inputs.owner.namespace, inputs.owner.name))
+
+    def _alive(self, key: Key) -> Sequence[Object]:
+        """Pods that have not ended, also those of one by the same name before."""
+        pods = [*self._world.children(key, "Pod"), *self._world.namesakes(key, "Pod")]
         return [pod for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
 
     def _nodes(self, inputs: Inputs) -> Sequence[Object]:
@@ -315,6 +352,11 @@ def _over(found: Object) -> bool:
 
 def _label(of: Object, label: str) -> str:
     return str((of["metadata"].get("labels") or {}).get(label, ""))
+
+
+def _is_of(found: Object, inputs: Inputs) -> bool:
+    """Whether a Job or a pod is one of this attempt, of a participant that is to run here."""
+    return _label(found, ATTEMPT) == str(inputs.attempt) and _label(found, PARTICIPANT) in inputs.here
 
 
 def _role(pod: Object) -> str:

@@ -24,9 +24,12 @@ REQUEST_SECONDS = 30.0
 FIELD_MANAGER = "pcmoe-operator"
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+STEPS = "application/json-patch+json"
 JSON = "application/json"
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 """As little as there is of an object that was applied: we know it."""
+UNREAD = (APPLY, STEPS)
+"""Of the answers to these only the type is looked at."""
 API = f"/apis/{GROUP}/{VERSION}"
 """Where our own resources are served, and below `/openapi/v3` what they look like; everybody may read both."""
 
@@ -69,9 +72,9 @@ class Requests(Protocol):
     """One request; what tests put faults into."""
 
     async def __call__(
-        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
     ) -> Object:
-        """The answer's object; `ClusterError` for anything else."""
+        """The answer's object; `ClusterError` for anything else. `body` is an object, a list of steps, or None."""
 
 
 class Cluster:
@@ -85,10 +88,16 @@ class Cluster:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         await self._request("PATCH", _path(body), query, body, APPLY)
 
-    async def apply_status(self, body: Object) -> None:
-        """The same for the `status` of an object."""
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        await self._request("PATCH", _path(body) + "/status", query, body, APPLY)
+    async def write_status(self, of: Object, status: Mapping[str, Any]) -> None:
+        """Put a status in the place of an object's; 422 if there is another object by its name now.
+
+        Server-side apply would not look at the uid of a status.
+        """
+        steps = [
+            {"op": "test", "path": "/metadata/uid", "value": of["metadata"]["uid"]},
+            {"op": "add", "path": "/status", "value": dict(status)},
+        ]
+        await self._request("PATCH", _path(of) + "/status", {"fieldManager": FIELD_MANAGER}, steps, STEPS)
 
     async def create(self, body: Object) -> Object:
         """Make an object that must not exist."""
@@ -174,11 +183,11 @@ class ApiRequests:
             await made.close()
 
     async def __call__(
-        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
     ) -> Object:
         """One request; `ClusterError` for whatever goes wrong."""
         what = f"{method} {path}"
-        headers = {"Accept": METADATA if content_type == APPLY else JSON}
+        headers = {"Accept": METADATA if content_type in UNREAD else JSON}
         if content_type:
             headers["Content-Type"] = content_type
         sent = None if body is None else to_json(body)
@@ -195,7 +204,7 @@ class ApiRequests:
             raise ClusterError(what, 0, str(error) or type(error).__name__) from error
         if not 200 <= answer.status < 300:
             raise _error(what, answer, data)
-        if content_type == APPLY and answer.content_type == JSON:
+        if content_type in UNREAD and answer.content_type == JSON:
             return {}  # what was applied is known: to read the answer of each would take a twentieth of all time
         try:
             found: Object = from_json(data) if data else {}

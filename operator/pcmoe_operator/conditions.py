@@ -37,6 +37,8 @@ Status = dict[str, Any]
 MAX_MESSAGE = 1024
 FAULTS_SHOWN = 3
 ENDS: tuple[Literal["Completed", "Failed"], ...] = ("Completed", "Failed")
+LAST_WORDS = frozenset({*ENDS, "Suspended"})
+"""States in which nobody looks again by the clock: what isn't said at once may never be."""
 PROGRESS = frozenset({"round", "loss", "ready"})
 """What changes while all is well. Where it matters how many are ready a condition changes too."""
 ENTRY_PROGRESS = frozenset({"round", "phase", "restarts", "message", "state", "node"})
@@ -57,7 +59,7 @@ class Condition:
 def status_of(previous: Status | None, observation: Observation, now: datetime) -> Status:
     """The whole `.status` of a consortium whose manifest the operator has taken."""
     before = previous or {}
-    if whole(before.get("attempt")) != observation.attempt:
+    if whole(before.get("attempt")) < observation.attempt:
         # Rounds are committed for good; all else is of the attempt before.
         before = {key: value for key, value in before.items() if key in ("round", "conditions")}
         end = None
@@ -95,20 +97,33 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
     return {key: value for key, value in made.items() if value != ""}
 
 
-def rejected(previous: Status | None, generation: int, faults: Sequence[Fault], now: datetime) -> Status:
-    """The status of a manifest that breaks rules: nothing is applied, so what was said of what runs stays."""
+def rejected(
+    previous: Status | None,
+    generation: int,
+    faults: Sequence[Fault],
+    now: datetime,
+    stopping: Sequence[str] | None = None,
+) -> Status:
+    """The status of a manifest that breaks rules: nothing is applied, so what was said of what runs stays.
+
+    `stopping`: who still has a pod, where it is to be suspended nevertheless.
+    """
     before = previous or {}
     told = [printable(str(fault), 300) for fault in faults[:FAULTS_SHOWN]]
     more = [f"and {len(faults) - len(told)} more"] if len(faults) > len(told) else []
     text = f"{'; '.join([*told, *more])}; {Reason.InvalidSpec.remedy}"
-    made = _dated(before, [_condition("Accepted", "False", Reason.InvalidSpec, text)], generation, now)
+    conditions = [_condition("Accepted", "False", Reason.InvalidSpec, text)]
+    if stopping is not None:
+        conditions.append(_stopped(stopping))
+    made = _dated(before, conditions, generation, now)
+    said = {each["type"] for each in made}
     return {
         **{key: value for key, value in before.items() if key != "release"},  # it takes nobody's turn
         "observedGeneration": generation,
         "state": "Invalid",
         "conditions": [
             *made,
-            *(each for each in items(before, "conditions") if each.get("type") != "Accepted"),
+            *(each for each in items(before, "conditions") if each.get("type") not in said),
         ],
         "lastUpdateTime": moment(now, "milliseconds"),
     }
@@ -116,6 +131,8 @@ def rejected(previous: Status | None, generation: int, faults: Sequence[Fault], 
 
 def changed(previous: Status | None, new: Status, now: datetime, every_seconds: float) -> bool:
     """Whether to write a status: progress alone every so many seconds at most, anything else at once."""
+    if text_at(new, "state") in LAST_WORDS:
+        every_seconds = 0.0
     if previous is None or _compared(previous, progress=False) != _compared(new, progress=False):
         return True
     if _compared(previous, progress=True) == _compared(new, progress=True):
@@ -127,7 +144,7 @@ def changed(previous: Status | None, new: Status, now: datetime, every_seconds: 
 
 def ended(status: Status | None, attempt: int) -> Literal["Completed", "Failed"] | None:
     """How an attempt has ended, by what was written down; None if it goes on, or another one begins."""
-    if status is None or whole(status.get("attempt")) != attempt:
+    if status is None or whole(status.get("attempt")) < attempt:
         return None
     end = _written_end(status)
     return next((kind for kind in ENDS if end is not None and end.type == kind), None)
@@ -150,6 +167,11 @@ def _suspended(observation: Observation, rows: Sequence[Standing]) -> Condition:
         yields = observation.intent is Intent.YIELD
         return _condition("Suspended", "False", observation.yields if yields else Reason.NotSuspended)
     alive = [row.name for row in rows if not row.gone and row.state not in ENDS]
+    return _stopped([*alive, *(name for name in observation.leaving if name not in alive)])
+
+
+def _stopped(alive: Sequence[str]) -> Condition:
+    """Whether what was to be suspended is: who still has a pod."""
     if alive:
         return _condition("Suspended", "False", Reason.Suspending, sentence(listed(alive), Reason.Suspending))
     return _condition("Suspended", "True", Reason.SuspendRequested)

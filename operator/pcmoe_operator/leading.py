@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
-from pcmoe_operator.access import Access
+from pcmoe_operator.access import Access, whole
 from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.constants import KIND, OPERATOR
 from pcmoe_operator.events import Events, conditions_of
@@ -61,7 +61,9 @@ class Leader:
     async def lead(self) -> None:
         """Look after everything until cancelled."""
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        # As many at once as there are: those that don't answer would keep others from being asked.
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             self._reconciler = Reconciler(
                 self._cluster, self._settings, self._world, lambda url: _ask(session, url)
             )
@@ -109,13 +111,13 @@ class Leader:
         raw = self._world.consortia.get(key)
         if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
             return
+        if raw["spec"].get("suspend") is True and self._reconciler is not None:
+            await self._reconciler.stop(key)
         now = moment(datetime.now(UTC), "seconds")
         status = refused(raw, self._crd.missing, now)
         if conditions_of(raw) == conditions_of({"status": status}):
             return
-        metadata = {name: raw["metadata"][name] for name in ("name", "namespace")}
-        head = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata}
-        await self._cluster.apply_status({**head, "status": status})
+        await self._cluster.write_status(raw, status)
 
     def _failed(self, key: Hashable, error: Exception) -> float | None:
         """A look at a consortium failed: the server's own wish for a pause counts."""
@@ -134,10 +136,14 @@ class Leader:
         """Look at everything now and then, spread by chance: what no watch tells must not stay unnoticed for ever."""
         while True:
             await asyncio.sleep(self._settings.resync_seconds)
+            loop = asyncio.get_running_loop()
             for key in list(self._world.consortia):
-                if self._reconciler is not None:
-                    self._reconciler.resync(key)
-                self._queue.add(key, after=random.uniform(0.0, self._settings.resync_seconds / 2))
+                loop.call_later(random.uniform(0.0, self._settings.resync_seconds / 2), self._doubt, key)
+
+    def _doubt(self, key: Key) -> None:
+        if self._reconciler is not None:
+            self._reconciler.resync(key)
+            self._queue.add(key)
 
 
 def burst_seconds(consortia: int) -> float:
@@ -164,5 +170,5 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> bytes | None:
     """What a pod says of itself; None if it doesn't in time."""
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
         async with session.get(url, allow_redirects=False) as answer:
-            return await answer.content.read(MAX_ANSWER) if answer.status == 200 else None
+            return await whole(answer, MAX_ANSWER) if answer.status == 200 else None
     return None

@@ -21,6 +21,8 @@ from pcmoe_operator.times import moment
 
 log = logging.getLogger(__name__)
 
+GIVEN_BACK_SECONDS = 1
+"""As client-go says it: nobody holds the record, and nobody need wait."""
 KEPT = ("resourceVersion", "uid", "labels", "annotations")
 """What a renewal leaves as it is, of a record's metadata."""
 
@@ -138,21 +140,28 @@ class Lease:
             with contextlib.suppress(ClusterError):  # somebody has written there, or our last answer was lost
                 return await self._cluster.replace(self._record(self._held["metadata"], self._held["spec"]))
         found = await self._cluster.read("coordination.k8s.io/v1", "Lease", self._namespace, self._name)
+        spec = (found or {}).get("spec") or {}
+        if not self._free(spec) and not self._expired("" if found is None else _version(found), spec):
+            return None
         if found is None:
             return await self._cluster.create(self._record({}, {}))
-        spec = found.get("spec", {})
-        if spec.get("holderIdentity") not in (None, "", self.identity) and not self._expired(found):
-            return None
         return await self._cluster.replace(self._record(found["metadata"], spec))
 
-    def _expired(self, found: dict[str, Any]) -> bool:
+    def _free(self, spec: Mapping[str, Any]) -> bool:
+        """Whether nobody else can hold it. Where we knew of a holder and the record has none, somebody may have deleted
+        or emptied it, and the holder not have heard of that yet.
+        """
+        holder = spec.get("holderIdentity") or ""
+        given_back = spec.get("leaseDurationSeconds") == GIVEN_BACK_SECONDS
+        ours = self._held is not None
+        return holder == self.identity or (holder == "" and (given_back or ours or self._seen is None))
+
+    def _expired(self, version: str, spec: Mapping[str, Any]) -> bool:
         """Whether the same record has been seen for as long as its holder may go without renewing it."""
-        version = found["metadata"]["resourceVersion"]
         if self._seen is None or self._seen[0] != version:
             self._seen = (version, self._clock())
             return False
-        seconds = float(found["spec"].get("leaseDurationSeconds") or self._seconds)
-        return self._clock() - self._seen[1] >= seconds
+        return self._clock() - self._seen[1] >= float(spec.get("leaseDurationSeconds") or self._seconds)
 
     def _record(self, metadata: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         now = moment(datetime.now(UTC), "microseconds")
@@ -173,8 +182,13 @@ class Lease:
         }
 
 
+def _version(record: Mapping[str, Any]) -> str:
+    return str(record["metadata"]["resourceVersion"])
+
+
 def _given_back(record: dict[str, Any]) -> dict[str, Any]:
-    return record | {"spec": record["spec"] | {"holderIdentity": "", "leaseDurationSeconds": 1}}
+    changes = {"holderIdentity": "", "leaseDurationSeconds": GIVEN_BACK_SECONDS}
+    return record | {"spec": record["spec"] | changes}
 
 
 class WhileLeading:
@@ -185,7 +199,7 @@ class WhileLeading:
         self._lease = lease
 
     async def __call__(
-        self, method: str, path: str, query: Mapping[str, str], body: Object | None, content_type: str
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
     ) -> Object:
         """One request; reading is always allowed."""
         if method == "GET":

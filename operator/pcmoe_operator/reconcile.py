@@ -6,13 +6,13 @@ status before it is done, so whoever starts anew decides the same.
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pcmoe_operator.answers import CoordinatorSeen, NodeSeen, text_at
 from pcmoe_operator.applying import AGAIN_SECONDS, Applier
-from pcmoe_operator.cluster import Cluster
+from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
 from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.errors import Fault, ManifestError
@@ -63,7 +63,17 @@ class Reconciler:
     async def reconcile(self, key: Key) -> float | None:
         """Bring one consortium to where its manifest wants it; seconds after which to look again."""
         raw = self._world.consortia.get(key)
-        if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
+        if raw is None:
+            return None
+        try:
+            return await self._look(key, raw)
+        finally:
+            uid = raw["metadata"]["uid"]
+            if self._world.consortia.get(key, {}).get("metadata", {}).get("uid") != uid:
+                self.gone(uid)  # meanwhile
+
+    async def _look(self, key: Key, raw: Object) -> float | None:
+        if (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
             return None
         if raw["metadata"].get("deletionTimestamp"):  # what goes with it must not be made again
             return None
@@ -73,12 +83,14 @@ class Reconciler:
         except ManifestError as error:
             faults = error.faults
         if faults:
-            await self._say(raw, rejected(raw.get("status"), _generation(raw), faults, _now()))
+            # Nothing may keep a run from being stopped, a manifest that breaks rules neither.
+            stopping = await self._applier.stop(key) if raw["spec"].get("suspend") is True else None
+            await self._say(raw, rejected(raw.get("status"), _generation(raw), faults, _now(), stopping))
             return None
         if ended(raw.get("status"), inputs.attempt):
             await self._after_the_end(raw, inputs)
             return None
-        if inputs.consortium.spec.suspend:  # first of all: nothing may keep a run from being stopped
+        if inputs.consortium.spec.suspend:  # first of all
             await self._applier.jobs(inputs, frozenset(), make=False)
         if not self._applied(raw, inputs).digest:
             await self._applier.objects(inputs, await self._keys.of(inputs))
@@ -128,6 +140,10 @@ class Reconciler:
         mine = mine_of(raw, seen, inputs.attempt)
         return decide(mine, self._world.rivals((inputs.owner.namespace, inputs.owner.name)), _now(), limits)
 
+    async def stop(self, key: Key) -> None:
+        """Suspend all Jobs of a consortium of which nothing else can be done."""
+        await self._applier.stop(key)
+
     def resync(self, key: Key) -> None:
         """The next look applies everything to a consortium again, whatever others did meanwhile."""
         raw = self._world.consortia.get(key)
@@ -176,14 +192,19 @@ class Reconciler:
         ]
         if inputs.consortium.spec.suspend or not any(mute):
             return seen
-        events = await self._cluster.list("events.k8s.io/v1", "Event", inputs.owner.namespace)
+        try:
+            events = await self._cluster.list("events.k8s.io/v1", "Event", inputs.owner.namespace)
+        except ClusterError as error:  # of a namespace with very many, perhaps; they only tell why
+            log.warning("what is wrong with %s can't be asked for: %s", inputs.owner.name, error)
+            return seen
         return observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods, events)
 
     async def _observation(
         self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
     ) -> Observation:
         pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
-        urls = {_name(pod): self._url_of(pod) for pod in pods}  # of the newest pod of each
+        shown = {found.pod.name for found in seen.participants.values() if found.pod is not None}
+        urls = {_name(pod): self._url_of(pod) for pod in sorted(pods, key=_born) if _is_asked(pod, shown)}
         asked = {name: url for name, url in urls.items() if url is not None}
         # All at once: each that doesn't answer takes its whole time.
         answers = dict(zip(asked, await asyncio.gather(*map(self._ask, asked.values())), strict=True))
@@ -200,6 +221,7 @@ class Reconciler:
             restarts_allowed=self._settings.restarts_without_progress,
             applied=self._applied(raw, inputs),
             refused=self._applier.refusals(inputs.owner.uid),
+            leaving=self._applier.leaving(inputs),
         )
 
     def _url_of(self, pod: Object) -> str | None:
@@ -227,11 +249,9 @@ class Reconciler:
     async def _say(self, raw: Object, status: Mapping[str, Any]) -> None:
         if not changed(raw.get("status"), dict(status), _now(), self._settings.status_seconds):
             return
-        metadata = {key: raw["metadata"][key] for key in ("name", "namespace")}
-        head = {"apiVersion": raw["apiVersion"], "kind": raw["kind"], "metadata": metadata}
-        await self._cluster.apply_status({**head, "status": dict(status)})
-        key = (metadata["namespace"], metadata["name"])
-        self._world.wrote(key, raw["metadata"]["uid"], dict(status))
+        await self._cluster.write_status(raw, status)
+        metadata = raw["metadata"]
+        self._world.wrote((metadata["namespace"], metadata["name"]), metadata["uid"], dict(status))
 
     def _look_again(self, status: Mapping[str, Any], refused: Sequence[str]) -> float | None:
         """Progress is asked for; everything else wakes us by itself."""
@@ -268,6 +288,15 @@ def _nodes(seen: Seen, answers: Mapping[str, bytes | None]) -> Mapping[str, Node
         if node is not None:
             found[name] = node
     return found
+
+
+def _is_asked(pod: Object, shown: Collection[str]) -> bool:
+    """Whether a pod is one of those that are shown, or a coordinator that has not ended."""
+    return pod["metadata"]["name"] in shown or (_name(pod) == "" and pod["status"].get("phase") == "Running")
+
+
+def _born(pod: Object) -> str:
+    return str(pod["metadata"].get("creationTimestamp", ""))
 
 
 def _name(pod: Object) -> str:

@@ -1,7 +1,8 @@
 """Does the API server know every field that this operator reads or writes?
 
 A CRD is not upgraded along with a chart's release by itself. The API server drops fields that it doesn't know from a
-manifest, without a word, and refuses a status that has them; so with a CRD that is too old nothing is done at all.
+manifest, without a word, and refuses a status that has them; so with a CRD that is too old nothing is done
+but to suspend.
 """
 
 import asyncio
@@ -64,7 +65,7 @@ def refused(raw: Object, fields: tuple[str, ...], now: str) -> Object:
         "observedGeneration": int(raw["metadata"].get("generation", 0)),
         "lastTransitionTime": was["lastTransitionTime"] if was.get("status") == "False" else now,
         "reason": REASON,
-        "message": f"{sentence(fields)}; nothing is done for this consortium until then, and what runs goes on",
+        "message": f"{sentence(fields)}; until then this consortium can only be suspended, and what runs goes on",
     }
     known = {name: value for name, value in condition.items() if f"status.conditions[].{name}" not in fields}
     return {**status, "conditions": list({**old, STATE_OF_MANIFEST: known}.values())}
@@ -115,7 +116,7 @@ class ServedCRD:
             return False
         before, self.missing = self.missing, missing(document)
         if self.missing:
-            self._say(f"{REASON}: {sentence(self.missing)}; nothing is done until then")
+            self._say(f"{REASON}: {sentence(self.missing)}; until then consortia can only be suspended")
         elif before:
             log.info("the CRD is new enough now")
         if before != self.missing:

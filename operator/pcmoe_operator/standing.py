@@ -66,6 +66,8 @@ class Observation:
     """Whether all but Jobs has been applied."""
     refused: tuple[str, ...] = ()
     """Objects that the API server refuses, and why."""
+    leaving: tuple[str, ...] = ()
+    """Whose pod is none of `seen`: of another attempt, or of a participant that isn't to run here any more."""
 
     @property
     def yields(self) -> Reason:

@@ -1,12 +1,12 @@
 """What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from pcmoe_operator.constants import KIND
 from pcmoe_operator.gang import Rival, rival_of
-from pcmoe_operator.objects.names import CONSORTIUM
+from pcmoe_operator.objects.names import CONSORTIUM, ROLE, UID
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -91,8 +91,38 @@ class World:
         return self._buried.pop(key, set())
 
     def children(self, key: Key, kind: str) -> list[Object]:
-        """The Jobs or pods of a consortium."""
-        return [child for (of, _), child in self._children.get(key, {}).items() if of == kind]
+        """The Jobs or pods of a consortium, as it is there now: see `namesakes`."""
+        return [child for child, own in self._told(key, kind) if own]
+
+    def namesakes(self, key: Key, kind: str) -> list[Object]:
+        """Jobs or pods that have a consortium's labels and aren't its own.
+
+        They are of one that had its name before, or of a Job that was deleted, and on their way out.
+        """
+        return [child for child, own in self._told(key, kind) if not own]
+
+    def _told(self, key: Key, kind: str) -> Iterator[tuple[Object, bool]]:
+        """All of them, and whether each is the consortium's own. What has no owner was restored by somebody: it is."""
+        told = self._children.get(key, {})
+        uid = self.consortia.get(key, {}).get("metadata", {}).get("uid")
+        jobs = {name: job for (of, name), job in told.items() if of == "Job" and _owners(job) in ([], [uid])}
+        if kind == "Job":
+            for (of, name), child in told.items():
+                if of == kind:
+                    yield child, name in jobs
+            return
+        alive = {job["metadata"].get("uid") for job in jobs.values()}
+        for (of, _), child in told.items():
+            if of == kind:
+                labels = child["metadata"].get("labels") or {}
+                if labels.get(ROLE) == "coordinator":
+                    yield child, labels.get(UID, uid) == uid
+                else:
+                    yield child, not _owners(child) or not alive.isdisjoint(_owners(child))
+
+
+def _owners(child: Object) -> list[str | None]:
+    return [each.get("uid") for each in child["metadata"].get("ownerReferences") or ()]
 
 
 def trimmed(seen: Object, kind: str) -> Object:

@@ -92,12 +92,31 @@ def test_a_status_is_written_by_itself(own_plane: ControlPlane, namespace: str) 
     async def work(cluster: Cluster) -> None:
         wanted = manifest(2, {"metadata.namespace": namespace})
         await cluster.apply(wanted)
-        head = {"apiVersion": wanted["apiVersion"], "kind": wanted["kind"]}
-        metadata = {"name": wanted["metadata"]["name"], "namespace": namespace}
-        await cluster.apply_status({**head, "metadata": metadata, "status": {"state": "Running"}})
-        shown = await cluster.read(head["apiVersion"], head["kind"], namespace, metadata["name"])
-        assert shown is not None and shown["status"]["state"] == "Running"
+        where = (wanted["apiVersion"], wanted["kind"], namespace, wanted["metadata"]["name"])
+        there = await cluster.read(*where)
+        assert there is not None
+        for state in ("Pending", "Running"):
+            await cluster.write_status(there, {"state": state})
+        shown = await cluster.read(*where)
+        assert shown is not None and shown["status"] == {"state": "Running"}
         assert shown["metadata"]["generation"] == 1, "the manifest is as it was"
+
+    install(own_plane)
+    run(own_plane, work)
+
+
+def test_a_status_for_another_object_of_that_name_is_refused(own_plane: ControlPlane, namespace: str) -> None:
+    async def work(cluster: Cluster) -> None:
+        wanted = manifest(2, {"metadata.namespace": namespace})
+        await cluster.apply(wanted)
+        before = {**wanted, "metadata": {**wanted["metadata"], "uid": "of-the-one-before"}}
+        with pytest.raises(ClusterError) as caught:
+            await cluster.write_status(before, {"state": "Failed"})
+        assert caught.value.status == 422
+        there = await cluster.read(
+            wanted["apiVersion"], wanted["kind"], namespace, wanted["metadata"]["name"]
+        )
+        assert there is not None and "state" not in there.get("status", {})
 
     install(own_plane)
     run(own_plane, work)

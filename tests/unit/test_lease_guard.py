@@ -136,6 +136,45 @@ def test_a_lease_is_given_back_also_when_the_answer_to_its_last_renewal_never_ca
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("left", ["deleted", "emptied"])
+def test_a_lease_that_somebody_deletes_or_empties_makes_no_second_leader(left: str) -> None:
+    async def work() -> None:
+        server, clock = Server(), Clock()
+        first, second = (
+            Lease(Cluster(server), "here", "operator", name, LONG_SECONDS, clock) for name in ("one", "two")
+        )
+        await first.acquire()
+        waiting = asyncio.create_task(second.acquire())
+        await asyncio.sleep(0.1)  # now it has seen a holder
+        assert server.record is not None
+        server.record = None if left == "deleted" else {**server.record, "spec": {}}
+        began = clock()
+        while not waiting.done():
+            assert not (first.leading and second.leading)
+            await asyncio.sleep(0.02)
+        assert clock() - began >= LONG_SECONDS * 2 / 3 and second.leading
+
+    asyncio.run(work())
+
+
+def test_a_leader_whose_lease_was_deleted_makes_it_anew_and_leads_on() -> None:
+    async def work() -> None:
+        server = Server()
+        first = Lease(Cluster(server), "here", "operator", "one", LONG_SECONDS)
+        server.record = {
+            "metadata": {"resourceVersion": "1"},
+            "spec": {"holderIdentity": "zero", "leaseDurationSeconds": 1},  # it has seen another holder
+        }
+        await first.acquire()
+        holding = asyncio.create_task(first.hold())
+        server.record = None
+        await asyncio.sleep(LONG_SECONDS)
+        assert first.leading and not holding.done() and server.record is not None
+        holding.cancel()
+
+    asyncio.run(work())
+
+
 def test_a_lease_that_is_another_s_by_now_is_not_given_back() -> None:
     async def work() -> None:
         server = Server()

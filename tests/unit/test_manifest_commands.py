@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.builders import OLMOE, architecture, consortium, manifest
+from tests.unit.clustered import here
 from typer.testing import CliRunner, Result
 
 from pcmoe_operator.agreement import canonical, digest
@@ -16,6 +17,7 @@ from pcmoe_operator.errors import ManifestError, UsageError
 from pcmoe_operator.plan import make_plan
 from pcmoe_operator.spec import load
 
+SAMPLES = Path(__file__).parents[2] / "manifests" / "samples"
 CANARY = "Frau Mustermann, geb. 1951"
 
 
@@ -62,6 +64,29 @@ def test_validate_warns_of_decimals_that_kubectl_would_refuse(tmp_path: Path, go
     assert result.exit_code == 0
     assert "kubectl apply will refuse it: spec.agreement.training.optimizer.learningRate" in result.stderr
     assert pcmoe("validate", good).stderr == ""
+
+
+def test_validate_says_what_a_cluster_needs_only_if_it_is_asked_to() -> None:
+    assert pcmoe("validate", SAMPLES / "pilot.yaml").exit_code == 0
+    lines = refusal("validate", SAMPLES / "pilot.yaml", "--cluster").splitlines()
+    assert lines[0] == "the manifest breaks 12 rules:"
+    assert lines[1].startswith(
+        "  spec.local[0].volumes.dataset: is missing; a participant in a cluster needs"
+    )
+    result = pcmoe("validate", SAMPLES / "suspended.yaml", "--cluster")
+    assert (result.exit_code, "suspended.yaml: valid, also in a cluster" in result.output) == (0, True)
+
+
+def test_validate_for_a_cluster_tells_all_that_the_api_server_and_the_operator_would(tmp_path: Path) -> None:
+    decimal = {"agreement.training.optimizer": {"learningRate": 0.001}}
+    partners = manifest(2, {"local": here(("lyon",))} | decimal)
+    lines = refusal("validate", written(tmp_path / "partners.yaml", partners), "--cluster").splitlines()
+    assert lines[0] == "the manifest breaks 3 rules:"
+    assert lines[1].startswith("  spec.agreement.training.optimizer.learningRate: is 0.001; ")
+    assert "has no caBundle of berlin" in lines[2] and "has no endpoint of berlin" in lines[3]
+    assert "spec.local: is missing" in refusal(
+        "validate", written(tmp_path / "bare.yaml", manifest(2)), "--cluster"
+    )
 
 
 def test_agreement_prints_text_and_digest(good: Path) -> None:

@@ -1,5 +1,6 @@
 """docs/operator.md says what the code says: its tables, the conditions, the names of values, and where links lead."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pcmoe_operator.objects.names import of_participant
 from pcmoe_operator.observe import observe
 from pcmoe_operator.reasons import Reason
 from pcmoe_operator.settings import Settings
+from pcmoe_operator.spec import load
 from pcmoe_operator.standing import Intent, Observation
 
 TEXT = PAGE.read_text()
@@ -94,7 +96,36 @@ def test_ports_are_those_of_the_settings(field: str) -> None:
 
 
 def test_examples_in_yaml_can_be_read() -> None:
-    assert all(yaml.safe_load(block) for block in blocks("yaml"))
+    assert all(all(yaml.safe_load_all(block)) for block in blocks("yaml"))
+
+
+def test_the_claims_of_the_first_consortium_are_filled_so_that_its_nodes_can_read_them() -> None:
+    text = section("The first consortium")
+    (block,) = blocks("yaml", text)
+    *claims, pod = yaml.safe_load_all(block)
+    sample = load(ROOT / "manifests" / "samples" / "suspended.yaml")
+    given = [entry.volumes.dataset for entry in sample.local]
+    wanted = [
+        each.persistent_volume_claim.claim_name for each in given if each and each.persistent_volume_claim
+    ]
+    assert [claim["metadata"]["name"] for claim in claims] == wanted
+    (held,) = pod["spec"]["containers"]
+    claimed = {each["name"]: each["persistentVolumeClaim"]["claimName"] for each in pod["spec"]["volumes"]}
+    places = {claimed[each["name"]]: each["mountPath"] for each in held["volumeMounts"]}
+    for entry, claim in zip(sample.local, wanted, strict=True):
+        copied = re.search(rf"kubectl cp .* (\S+) records:{places[claim]}/{entry.dataset.path}\n", text)
+        assert copied is not None
+        lines = (ROOT / copied[1]).read_text().splitlines()
+        assert all(isinstance(json.loads(line)[entry.dataset.text_field], str) for line in lines)
+    user = Settings.model_fields["volume_group"].default
+    assert f"USER {user}:{user}" in (ROOT / "node" / "Dockerfile").read_text()
+    assert pod["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), user),
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert held["securityContext"] == restricted
 
 
 def test_names_of_objects_are_those_of_the_code() -> None:

@@ -14,9 +14,13 @@ from rich.table import Table
 from pcmoe_operator import agreement as agreements
 from pcmoe_operator import units
 from pcmoe_operator.cli import starter
-from pcmoe_operator.errors import UsageError
+from pcmoe_operator.errors import Fault, ManifestError, UsageError
+from pcmoe_operator.objects.inputs import Inputs
+from pcmoe_operator.objects.names import Owner
+from pcmoe_operator.objects.needs import cluster_faults
 from pcmoe_operator.plan import Network, Plan, Prediction, make_plan, predict
 from pcmoe_operator.schema import Consortium
+from pcmoe_operator.settings import Settings
 from pcmoe_operator.spec import load, load_text, refused_by_the_api
 
 ManifestFile = Annotated[Path, typer.Argument(help="The manifest, YAML.", show_default=False)]
@@ -29,19 +33,32 @@ class Format(StrEnum):
     JSON = "json"
 
 
-def validate(manifest: ManifestFile) -> None:
+def validate(
+    manifest: ManifestFile,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster",
+            help="Also hold it to what a cluster needs: volumes, partners' certificates and endpoints, decimals in "
+            "quotes. It is taken that all of spec.local run there (the chart's partner.participants is empty).",
+        ),
+    ] = False,
+) -> None:
     """Check a manifest: every broken rule at once, with field, value and rule.
 
     Exit code: 0 if it may be run, 64 if not.
     """
     consortium = load(manifest)
     plan_ = make_plan(consortium)
+    unquoted = refused_by_the_api(manifest)
+    if cluster and (faults := [*unquoted, *_cluster_faults(consortium, plan_)]):
+        raise ManifestError(faults)
     console = _console()
-    _say(console, f"{manifest}: valid")
+    _say(console, f"{manifest}: valid{', also in a cluster' if cluster else ''}")
     _say(console, f"participants  {', '.join(consortium.names)}")
     _say(console, f"agreement     {agreements.digest(consortium)}")
     _say(console, f"plan          {plan_.digest}")
-    for fault in refused_by_the_api(manifest):
+    for fault in unquoted:
         typer.echo(f"note: runs here, but kubectl apply will refuse it: {fault}", err=True)
 
 
@@ -137,6 +154,14 @@ def init(
         typer.echo(f"{entry.participant}: {entry.format} in {entry.folder}{field}")
     typer.echo(f"Wrote {output}. What it takes: pcmoe plan {output}. To train:\n")
     typer.echo(starter.run_command(output, records, model))
+
+
+def _cluster_faults(consortium: Consortium, plan: Plan) -> list[Fault]:
+    """What the operator would say of it besides, were it installed with the chart's defaults."""
+    name, namespace = consortium.metadata.name, "default"
+    settings = Settings(namespaces=(namespace,), node_image="", operator_image="", lease_namespace=namespace)
+    owner = Owner(name=name, namespace=namespace, uid="")
+    return cluster_faults(Inputs(owner=owner, consortium=consortium, plan=plan, settings=settings))
 
 
 def _console() -> Console:

@@ -12,6 +12,7 @@ from pcmoe_operator.objects.configs import CONFIG, COORDINATOR_FILE
 from pcmoe_operator.objects.inputs import Inputs
 from pcmoe_operator.objects.names import (
     TEMPLATE,
+    UID,
     Object,
     certificate,
     chosen,
@@ -34,7 +35,7 @@ def coordinator_replicaset(inputs: Inputs, configmap: Object, replicas: int = 1)
     owner = inputs.owner
     own = labels(owner.name, "coordinator")
     spec = _pod(inputs)
-    told = json.dumps([spec, configmap["data"][COORDINATOR_FILE]], sort_keys=True)
+    told = json.dumps([owner.uid, spec, configmap["data"][COORDINATOR_FILE]], sort_keys=True)
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     made = head("apps/v1", "ReplicaSet", coordinator(owner.name), owner, own)
     return {
@@ -42,7 +43,7 @@ def coordinator_replicaset(inputs: Inputs, configmap: Object, replicas: int = 1)
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": dict(chosen(owner.name, "coordinator"))},
-            "template": {"metadata": marked({**own, TEMPLATE: digest}), "spec": spec},
+            "template": {"metadata": marked({**own, TEMPLATE: digest, UID: owner.uid}), "spec": spec},
         },
     }
 

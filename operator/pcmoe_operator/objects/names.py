@@ -21,6 +21,8 @@ ROLE = f"{GROUP}/role"
 ATTEMPT = f"{GROUP}/attempt"
 TEMPLATE = f"{GROUP}/template"
 """Of the coordinator's pod: a digest of what it was made from."""
+UID = f"{GROUP}/consortium-uid"
+"""Of the coordinator's pod: which of the consortia by that name, one after the other, it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,143 @@
+"""Whatever is wrong with a consortium, and whatever changed in it: what isn't to run is stopped, and that is said."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from tests.unit.clustered import here
+from tests.unit.one_consortium import JOBS, KEY, NAME, NAMES, OURS, PODS, Api, applied, running
+
+from pcmoe_operator.objects.names import of_attempt
+
+BERLIN, LYON = (of_attempt(NAME, name, 1) for name in NAMES)
+ELSEWHERE = [{"name": "lyon", "endpoint": "lyon.example:8443", "caBundle": "-----BEGIN CERTIFICATE-----"}]
+"""Where lyon is that doesn't run here any more."""
+SUSPENDED = ("True", "SuspendRequested")
+
+
+def trains(**spec: Any) -> Api:
+    """One whose pods all run."""
+    api = applied(**spec)
+    api.settle()
+    assert set(api.jobs.values()) == {False} and len(api.pods) == 3
+    return api
+
+
+def answers(**more: Any) -> bytes:
+    """What a node says of itself."""
+    said = {"phase": "TRAINING", "view": 1, "round": 1, "rounds": 2, "step": 4, "committed": 1}
+    return json.dumps(said | more).encode()
+
+
+def test_a_participant_that_is_taken_out_stops_and_one_that_is_put_back_goes_on() -> None:
+    api = trains()
+    api.change(local=here(NAMES[:1]), roster=ELSEWHERE)
+    api.settle()
+    assert api.jobs == {BERLIN: False, LYON: True} and f"{LYON}-x" not in api.pods
+    api.change(local=here(NAMES))
+    api.settle()
+    assert api.jobs == {BERLIN: False, LYON: False} and f"{LYON}-x" in api.pods
+
+
+def test_none_is_suspended_while_one_that_was_taken_out_has_a_pod() -> None:
+    api = trains()
+    api.change(local=here(NAMES[:1]), roster=ELSEWHERE, suspend=True)
+    api.look()
+    assert api.jobs == {BERLIN: True, LYON: True}
+    api.take(f"{PODS}/{BERLIN}-x")
+    api.look()
+    assert api.condition("Suspended") == ("False", "Suspending")
+    assert "lyon" in next(each["message"] for each in api.status["conditions"] if each["type"] == "Suspended")
+    api.settle()
+    assert api.condition("Suspended") == SUSPENDED and api.pods == []
+
+
+def test_none_is_suspended_while_a_pod_of_another_attempt_is_there() -> None:
+    api = trains()
+    api.change(attempt=2, suspend=True)
+    api.look()
+    api.look()
+    assert api.condition("Suspended") == ("False", "Suspending")
+    api.settle()
+    assert api.condition("Suspended") == SUSPENDED
+
+
+def test_a_manifest_that_breaks_rules_is_suspended_all_the_same_and_says_so() -> None:
+    api = trains()
+    broken = [{"name": name} for name in NAMES]
+    api.change(local=broken)
+    api.settle()
+    assert api.jobs == {BERLIN: False, LYON: False}, "what runs goes on"
+    assert api.condition("Suspended") == ("False", "NotSuspended")
+    api.change(local=broken, suspend=True)
+    api.look()
+    assert api.jobs == {BERLIN: True, LYON: True}
+    assert api.condition("Suspended") == ("False", "Suspending")
+    api.settle()
+    assert api.status["state"] == "Invalid" and api.condition("Accepted") == ("False", "InvalidSpec")
+    assert api.condition("Suspended") == SUSPENDED
+
+
+def test_a_job_that_nobody_may_suspend_keeps_no_other_from_it_and_is_told() -> None:
+    api = trains()
+    api.refuses = {f"{JOBS}/{BERLIN}"}
+    api.change(suspend=True)
+    api.settle()
+    assert api.jobs == {BERLIN: False, LYON: True}
+    [told] = [each for each in api.status["conditions"] if each["type"] == "Progressing"]
+    assert f"Job {BERLIN}: a policy denies it" in told["message"]
+    before = len(api.calls)
+    reconciler = api.reconciler()
+    for _ in range(2):
+        asyncio.run(reconciler.reconcile(KEY))
+    asked = [each for each in api.calls[before:] if each == f"PATCH {JOBS}/{BERLIN}"]
+    assert len(asked) == 1, "it is not tried again at every look"
+    api.refuses = set()
+    api.settle()
+    assert api.jobs == {BERLIN: True, LYON: True}
+
+
+def test_one_that_is_another_operator_s_is_left_alone() -> None:
+    api = applied(managedBy="example.com/other")
+    api.look()
+    api.change(suspend=True)
+    api.look()
+    assert api.calls == []
+
+
+@pytest.mark.parametrize("end", ["Completed", "Failed"])
+def test_an_end_outlives_an_attempt_that_is_set_back(end: str) -> None:
+    api = trains(attempt=2)
+    word = {"type": end, "status": "True", "reason": "Any", "message": "as it was"}
+    others = [each for each in api.status["conditions"] if each["type"] != end]
+    status = {**api.status, "state": end, "conditions": [*others, word]}
+    api.put(OURS, {**api.store[OURS], "status": status})
+    api.change(attempt=1)
+    api.settle()
+    assert api.condition(end) == ("True", "Any") and api.status["state"] == end
+    assert set(api.jobs) == {of_attempt(NAME, name, 2) for name in NAMES}, (
+        "none is made for the first attempt"
+    )
+
+
+def test_what_is_known_last_is_said_although_progress_was_just_written() -> None:
+    api = trains()
+
+    async def first(_url: str) -> bytes | None:
+        return answers(heldOutLoss=2.5)
+
+    async def second(url: str) -> bytes | None:
+        if url == "http://10.0.0.1:9400/status":
+            return json.dumps({"state": "RUNNING", "view": 1, "round": 2}).encode()
+        return answers(heldOutLoss=2.5)
+
+    api.look(first)
+    api.look(second)
+    assert api.status["state"] == "Completed" and api.status["loss"] == "2.50"
+    for name in NAMES:
+        left = answers(heldOutLoss=2.0, round=2, committed=2, phase="DONE").decode()
+        ended = {"name": "node", "state": {"terminated": {"exitCode": 0, "message": left}}, "restartCount": 0}
+        api.pod(name, {**running("10.0.1.1"), "phase": "Succeeded", "containerStatuses": [ended]}, "gpu")
+        api.look()
+    assert api.status["loss"] == "2.00"
