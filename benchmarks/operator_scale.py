@@ -56,10 +56,7 @@ SETTINGS = {
     "operatorImage": "operator",
     "leaseNamespace": NAMESPACE,
 }
-VOLUMES = {
-    "dataset": {"image": {"reference": "none"}},
-    "checkpoint": {"persistentVolumeClaim": {"claimName": "shared"}},
-}
+RECORDS = {"image": {"reference": "none"}}
 
 
 def main() -> None:
@@ -136,7 +133,7 @@ class Crowd:
 
 @contextmanager
 def _plane(folder: Path, count: int) -> Iterator[ControlPlane]:
-    """With room for all pods, the CRD, and a volume that all share."""
+    """With room for all pods, the CRD, and volumes that all share."""
     pods = str(count * (PARTICIPANTS + 1) // NODES + 50)
     capacity = {"cpu": "1000000", "memory": "10000000Gi", "pods": pods, "nvidia.com/gpu": pods}
     with ControlPlane(folder, fake_nodes=NODES, capacity=capacity, pod_range=PODS) as plane:
@@ -147,32 +144,32 @@ def _plane(folder: Path, count: int) -> Iterator[ControlPlane]:
 def _prepare(plane: ControlPlane) -> None:
     plane.kubectl("create", "namespace", NAMESPACE)
     plane.define(yaml.safe_load((ROOT / "manifests" / "crd.yaml").read_text()))
-    volume = {
-        "capacity": {"storage": "1Gi"},
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "manual",
-        "hostPath": {"path": "/nowhere"},
-        "claimRef": {"namespace": NAMESPACE, "name": "shared"},
-    }
-    claim = {
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "manual",
-        "volumeName": "shared",
-        "resources": {"requests": {"storage": "1Gi"}},
-    }
-    plane.apply(
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "shared"}, "spec": volume}
-    )
-    plane.apply(
-        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shared"}, "spec": claim},
-        namespace=NAMESPACE,
-    )
+    shared = {"accessModes": ["ReadWriteMany"], "storageClassName": "manual"}
+    for name in NAMES[:PARTICIPANTS]:
+        volume = {
+            **shared,
+            "capacity": {"storage": "1Gi"},
+            "hostPath": {"path": f"/nowhere/{name}"},
+            "claimRef": {"namespace": NAMESPACE, "name": name},
+        }
+        claim = {**shared, "volumeName": name, "resources": {"requests": {"storage": "1Gi"}}}
+        head = {"apiVersion": "v1", "metadata": {"name": name}}
+        plane.apply({**head, "kind": "PersistentVolume", "spec": volume})
+        plane.apply({**head, "kind": "PersistentVolumeClaim", "spec": claim}, namespace=NAMESPACE)
 
 
 def _consortium(number: int) -> dict[str, Any]:
-    local = [{"name": name, "gpus": 1, "volumes": VOLUMES} for name in NAMES[:PARTICIPANTS]]
+    local = [
+        {"name": name, "gpus": 1, "volumes": {"dataset": RECORDS, "checkpoint": _claim(name)}}
+        for name in NAMES[:PARTICIPANTS]
+    ]
     name = f"c{number:04}"
     return manifest(PARTICIPANTS, {"metadata.name": name, "agreement.id": name, "local": local})
+
+
+def _claim(name: str) -> dict[str, Any]:
+    """A claim that is there, of all participants by that name."""
+    return {"persistentVolumeClaim": {"claimName": name}}
 
 
 # Bare Jobs

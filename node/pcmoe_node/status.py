@@ -29,6 +29,8 @@ JSON, TEXT = "application/json", "text/plain"
 Answer = tuple[int, str, bytes]
 """Code, content type, body."""
 TERMINATION_BYTES = 4096
+TERMINATION_CHARACTERS = 640
+"""Of an error: with six bytes for each, the most that JSON takes, they leave room for the rest."""
 """Kubernetes keeps no more of a termination message."""
 
 
@@ -182,8 +184,11 @@ def write_termination(path: str | None, page: Page, exit_code: int) -> None:
         return
     text = json.dumps({"exitCode": exit_code, **page.as_json()})
     if len(text.encode()) > TERMINATION_BYTES:
-        text = json.dumps({"exitCode": exit_code, "error": page.as_json().get("error")})
+        error = str(page.as_json().get("error") or "")
+        text = json.dumps(
+            {"exitCode": exit_code, "error": error[:TERMINATION_CHARACTERS]}, ensure_ascii=False
+        )
     try:
-        Path(path).write_bytes(text.encode()[:TERMINATION_BYTES])
+        Path(path).write_bytes(text.encode())
     except OSError as error:
         log.warning("%s: the last status can't be written: %s", path, error.strerror)

@@ -143,6 +143,14 @@ class Cluster:
         found = await self._request("GET", collection(api_version, kind, namespace), query, None, "")
         return [{"apiVersion": api_version, "kind": kind, **item} for item in found.get("items", [])]
 
+    async def may_list(self, api_version: str, kind: str, namespace: str) -> bool:
+        """Whether a namespace, and the right to list this kind there, is there; also if nobody can tell just now."""
+        try:
+            await self._request("GET", collection(api_version, kind, namespace), {"limit": "1"}, None, "")
+        except ClusterError as error:
+            return error.status not in (403, 404)
+        return True
+
     async def delete(self, api_version: str, kind: str, namespace: str, name: str) -> None:
         """Delete an object and, in the background, what it owns; one that isn't there is fine."""
         query = {"propagationPolicy": "Background"}

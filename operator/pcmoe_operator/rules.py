@@ -292,8 +292,9 @@ def _endpoints(consortium: Consortium) -> Found:
 @rule("device-has-gpu", "spec.local")
 def _device(consortium: Consortium) -> Found:
     for i, entry in enumerate(consortium.spec.local):
-        if entry.device == "CUDA" and entry.gpus == 0:
-            yield f"spec.local[{i}].device", entry.device, "is CUDA with gpus 0; must have gpus 1"
+        if entry.device == "CUDA" and entry.gpus == 0 and not entry.template.resource_claims:
+            message = "is CUDA with gpus 0; must have gpus 1, or a device by template.resourceClaims"
+            yield f"spec.local[{i}].device", entry.device, message
         if entry.device == "CPU" and entry.gpus > 0:
             yield f"spec.local[{i}].device", entry.device, "is CPU with gpus 1; must have gpus 0"
 
@@ -356,6 +357,22 @@ def _claim_made_here(consortium: Consortium) -> Found:
         if checkpoint.on_delete == "Delete":
             message = "is Delete; must come with size: a claim that was there is never deleted"
             yield f"{path}.onDelete", checkpoint.on_delete, message
+
+
+@rule("own-checkpoint", "spec.local.volumes.checkpoint")
+def _own_checkpoint(consortium: Consortium) -> Found:
+    """Two that write to one claim would go on from each other's rounds."""
+    local = consortium.spec.local
+    claims = [each.volumes.checkpoint and each.volumes.checkpoint.persistent_volume_claim for each in local]
+    given = [claim and claim.claim_name for claim in claims]
+    made = {f"{consortium.metadata.name}.{each.name}": each.name for each in local}
+    for i, name in _twice(given):
+        message = f"is {name!r} a second time; each participant must have a claim of its own"
+        yield f"spec.local[{i}].volumes.checkpoint.persistentVolumeClaim.claimName", name, message
+    for i, name in enumerate(given):
+        if name in made and made[name] != local[i].name:
+            message = f"is {name!r}, the claim that is made for {made[name]}; must be one of its own"
+            yield f"spec.local[{i}].volumes.checkpoint.persistentVolumeClaim.claimName", name, message
 
 
 @rule("one-claim", "spec.local.template.resourceClaims")

@@ -44,6 +44,8 @@ IDLE_SECONDS = 1.0
 """So long kopf keeps a task for an object of which nothing more is told: there are thousands of objects."""
 SILENT_SECONDS = 0.5
 SYNC_SECONDS = 30.0
+SHUT_SECONDS = 10.0
+"""Between two looks whether a namespace can be looked after again."""
 
 
 class Forgetful(kopf.DiffBaseStorage, kopf.ProgressStorage):
@@ -141,7 +143,12 @@ class Watching:
     async def run(
         self, access: Access, namespaces: Sequence[str], watch_seconds: int, ready: asyncio.Event
     ) -> None:
-        """Watch for ever; `ready` is set once kopf has started."""
+        """Watch for ever, or until a namespace that was shut to us is so no more; `ready` is set once kopf has started.
+
+        One that is shut, since it was deleted and its Role with it, keeps none of the others from being looked after.
+        """
+        shut = [each for each in namespaces if not await self._may_list(each)]
+        namespaces = [each for each in namespaces if each not in shut] or namespaces
         self._known = {namespace: Known() for namespace in namespaces}
         self._health.expect((resource, namespace) for resource in KINDS for namespace in namespaces)
         async with self._session(access) as session:
@@ -151,6 +158,8 @@ class Watching:
                 for namespace in namespaces
             ]
             works = [self._bury(), self._all_listed(informers), *(each.run() for each in informers)]
+            if shut:
+                works.append(self._until_open(shut))
             own = [asyncio.create_task(work) for work in works]
             tasks = await kopf.spawn_tasks(
                 registry=self._registry(access),
@@ -178,6 +187,19 @@ class Watching:
             seconds=seconds,
         )
         return Informer(session, source, self._saw, lambda: self._health.restarted(watch))
+
+    async def _may_list(self, namespace: str) -> bool:
+        return await self._cluster.may_list(API_VERSION, KIND, namespace)
+
+    async def _until_open(self, shut: Sequence[str]) -> None:
+        """Until one of these namespaces can be looked after: that takes watches that begin together."""
+        log.warning("%s: nothing is looked after there: no such namespace, or no Role in it", ", ".join(shut))
+        while True:
+            await asyncio.sleep(SHUT_SECONDS)
+            for namespace in shut:
+                if await self._may_list(namespace):
+                    log.info("%s can be looked after now: starting anew", namespace)
+                    return
 
     async def _all_listed(self, informers: Sequence[Informer]) -> None:
         for each in informers:

@@ -19,6 +19,7 @@ from tests.faults.nursery import interpreter
 from tests.training.small import architecture, small_configs
 
 from pcmoe_node.config import NodeConfig
+from pcmoe_operator.answers import NodeSeen
 
 PEER, PROGRESS, REJOIN = 2, 4, 8
 SLACK = 12.0
@@ -50,8 +51,10 @@ def all_end(
         assert node.wait(seconds) == code, consortium.everything()
         assert naming in node.last_error(), node.tail()
         assert "Traceback" not in node.log
-        told = json.loads(Path(str(consortium.configs[index].termination_message)).read_text())
-        assert told["exitCode"] == code and naming in told["error"]
+        left = Path(str(consortium.configs[index].termination_message)).read_text()
+        assert json.loads(left)["exitCode"] == code
+        seen = NodeSeen.parse(left)
+        assert seen is not None and naming in seen.error, "what the operator makes of it"
         with socket.socket() as probe:  # nobody listens there any more
             probe.settimeout(2)
             host, _, port = consortium.configs[index].status_listen.rpartition(":")

@@ -121,6 +121,11 @@ class Operated:
         if self._process is not None and self._process.poll() == AGAIN and self._lost_its_lease():
             self.start()
 
+    @property
+    def running(self) -> bool:
+        """Whether the operator's process is there."""
+        return self._process is not None and self._process.poll() is None
+
     def _lost_its_lease(self) -> bool:
         return "is lost" in self.log.read_text()[self._started :]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.builders import manifest
 from tests.cluster import build
 from tests.cluster.cluster import Cluster
 from tests.cluster.errors import WaitError
@@ -61,20 +62,24 @@ def served(plane: Cluster) -> bool:
 class Charted(Operated):
     """The operator with the settings, the service account and the rights that the chart renders."""
 
-    def __init__(self, plane: ControlPlane, namespace: str, release_namespace: str, folder: Path) -> None:
+    def __init__(
+        self, plane: ControlPlane, namespace: str, release_namespace: str, folder: Path, *others: str
+    ) -> None:
         super().__init__(plane, namespace, folder)
         self.release_namespace = release_namespace
         values = {
-            "watchNamespaces": [namespace],
+            "watchNamespaces": [namespace, *others],
             "operator": {"replicas": 0},  # it runs here, outside the cluster
             "settings": {"statusSeconds": 0.5},
             "ports": {"metrics": free_ports(1)[0]},
         }
         given = folder / "values.yaml"
         given.write_text(json.dumps(values))
-        text = helm(plane, "template", "pcmoe", CHART, "--namespace", release_namespace, "--values", given)
-        self.rendered = [each for each in yaml.safe_load_all(text) if each]
-        plane.apply(text)
+        self.text = helm(
+            plane, "template", "pcmoe", CHART, "--namespace", release_namespace, "--values", given
+        )
+        self.rendered = [each for each in yaml.safe_load_all(self.text) if each]
+        plane.apply(self.text)
         eventually("consortia are served", partial(served, plane), within=20)
         account = next(each for each in self.rendered if each["kind"] == "ServiceAccount")
         self.user = f"system:serviceaccount:{release_namespace}:{account['metadata']['name']}"
@@ -351,3 +356,34 @@ def test_the_definition_is_rendered_as_it_is(clean: ControlPlane) -> None:
     assert kept == {"helm.sh/resource-policy": "keep"}
     del rendered["metadata"]["labels"]
     assert rendered == yaml.safe_load((ROOT / "manifests/crd.yaml").read_text())
+
+
+def test_a_namespace_that_is_deleted_keeps_no_other_from_being_looked_after(
+    own_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    lost = f"{namespace}-lost"
+    own_plane.kubectl("create", "namespace", lost)
+    with own_plane.namespace("release") as release_namespace:
+        here = Charted(own_plane, namespace, release_namespace, tmp_path, lost)
+        try:
+            here.start()
+            here.until_looked()
+            own_plane.kubectl("delete", "namespace", lost, "--timeout=60s")
+            here.kill()  # as a kubelet does: the watches there are dead
+            here.start()
+            here.apply()
+            here.all_pods()
+            assert f"{lost}: nothing is looked after there" in here.log.read_text()
+            own_plane.kubectl("create", "namespace", lost)
+            own_plane.apply(here.text)
+            own_plane.apply(manifest(2, {"metadata.name": "pilot"}), namespace=lost)
+            eventually("the end of the process", lambda: not here.running, within=60)
+            here.start()
+            eventually(
+                "a status there too",
+                lambda: "status" in own_plane.read("pcmoe", "pilot", "-n", lost),
+                within=30,
+            )
+        finally:
+            here.kill()
+            own_plane.kubectl("delete", "namespace", lost, "--ignore-not-found", "--wait=false")

@@ -188,10 +188,17 @@ def test_the_partner_makes_its_own_ca_first_and_then_runs_its_own_pod_alone(here
         assert f'"endpoint":"{entry.endpoint}"' in told
 
 
+RULE = re.compile(
+    r"\b(must|should|may not|unknown field|Required value|Unsupported value|Duplicate value|Too (long|many))\b"
+)
+"""Words of a rule."""
+
+
 def test_bad_manifests_are_refused_with_field_value_and_rule(api: ControlPlane) -> None:
     said = asyncio.run(_refusals(api, REFUSED))
     unnamed = [row.name for row in REFUSED if not _names_field(row, said[row.name])]
     assert unnamed == []
+    assert [row.name for row in REFUSED if not RULE.search(said[row.name])] == []
     with_value = [row.name for row in REFUSED if _names_value(row, said[row.name])]
     assert len(with_value) >= AT_LEAST, sorted(set(said) - set(with_value))
 

@@ -292,7 +292,9 @@ _CEL = [
     Bad("a stranger's place", "known-roster", {
         "roster": [{"name": "paris"}]
     }, ("roster", "participant"), "cel"),
-    Bad("a stranger here", "known-local", {"local": [{"name": "paris"}]}, ("local", "participant"), "cel"),
+    Bad("a stranger here", "known-local", {
+        "local": [{"name": "paris"}]
+    }, ("local", "paris", "participant"), "cel"),
     Bad("one endpoint for two", "unique-endpoints", {
         "roster": [{"name": name, "endpoint": "one.example:443"} for name in ("berlin", "lyon")]
     }, ("roster", "unique"), "cel"),
@@ -330,6 +332,16 @@ _CEL = [
     Bad("the end of a claim that is there", "claim-made-here", _here({
         "volumes": {"checkpoint": {"persistentVolumeClaim": {"claimName": "a"}, "onDelete": "Delete"}}
     }), ("checkpoint.onDelete", "Delete", "with size"), "cel"),
+    Bad("one claim for two", "own-checkpoint", {
+        "local": [{"name": name, "volumes": {"checkpoint": {"persistentVolumeClaim": {"claimName": "shared"}}}}
+                  for name in ("berlin", "lyon")]
+    }, ("local[1].volumes.checkpoint", "'shared'", "of its own"), "cel"),
+    Bad("the claim that another is given", "own-checkpoint", {
+        "metadata.name": "pilot",
+        "local": [{"name": "berlin", "volumes": {"checkpoint": {"size": "1Gi"}}}, {"name": "lyon", "volumes": {
+            "checkpoint": {"persistentVolumeClaim": {"claimName": "pilot.berlin"}}
+        }}],
+    }, ("local[1].volumes.checkpoint", "'pilot.berlin'", "of its own")),
     Bad("a device from nowhere", "one-claim", _here({
         "template": {"resourceClaims": [{"name": "a"}]}
     }), ("resourceClaims[0]", "exactly one of", "neither"), "cel"),

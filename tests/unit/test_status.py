@@ -217,5 +217,10 @@ def test_the_last_status_is_left_where_kubernetes_shows_it_and_is_never_too_long
     write_termination(str(path), state, 75)
     assert len(path.read_bytes()) <= 4096
     assert json.loads(path.read_text()) == {"exitCode": 75, "error": "PeerLostError: lyon is lost"}
+    for long in ("\0" * 5000, "\U0001f3e5" * 5000, '"' * 5000):
+        state.error = long
+        write_termination(str(path), state, 75)
+        assert len(path.read_bytes()) <= 4096
+        assert json.loads(path.read_text())["error"] == long[:640], "it is cut, and still JSON"
     write_termination(str(tmp_path / "no" / "folder"), state, 75)
     write_termination(None, state, 75)
