@@ -363,16 +363,20 @@ def _claim_made_here(consortium: Consortium) -> Found:
 def _own_checkpoint(consortium: Consortium) -> Found:
     """Two that write to one claim would go on from each other's rounds."""
     local = consortium.spec.local
-    claims = [each.volumes.checkpoint and each.volumes.checkpoint.persistent_volume_claim for each in local]
-    given = [claim and claim.claim_name for claim in claims]
+    volumes = [entry.volumes.checkpoint for entry in local]
+    claims = [volume.persistent_volume_claim if volume else None for volume in volumes]
+    given = [claim.claim_name if claim else None for claim in claims]
     made = {f"{consortium.metadata.name}.{each.name}": each.name for each in local}
+    path = "spec.local[{}].volumes.checkpoint.persistentVolumeClaim.claimName"
     for i, name in _twice(given):
-        message = f"is {name!r} a second time; each participant must have a claim of its own"
-        yield f"spec.local[{i}].volumes.checkpoint.persistentVolumeClaim.claimName", name, message
-    for i, name in enumerate(given):
-        if name in made and made[name] != local[i].name:
-            message = f"is {name!r}, the claim that is made for {made[name]}; must be one of its own"
-            yield f"spec.local[{i}].volumes.checkpoint.persistentVolumeClaim.claimName", name, message
+        yield (
+            path.format(i),
+            name,
+            f"is {name!r} a second time; each participant must have a claim of its own",
+        )
+    for i, claim in enumerate(given):
+        if (other := made.get(claim or "", local[i].name)) != local[i].name:
+            yield path.format(i), claim, f"is {claim!r}, which is made for {other}; must be one of its own"
 
 
 @rule("one-claim", "spec.local.template.resourceClaims")

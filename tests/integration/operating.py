@@ -122,7 +122,7 @@ class Operated:
             self.start()
 
     @property
-    def running(self) -> bool:
+    def alive(self) -> bool:
         """Whether the operator's process is there."""
         return self._process is not None and self._process.poll() is None
 

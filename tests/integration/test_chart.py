@@ -377,7 +377,7 @@ def test_a_namespace_that_is_deleted_keeps_no_other_from_being_looked_after(
             own_plane.kubectl("create", "namespace", lost)
             own_plane.apply(here.text)
             own_plane.apply(manifest(2, {"metadata.name": "pilot"}), namespace=lost)
-            eventually("the end of the process", lambda: not here.running, within=60)
+            eventually("the end of the process", lambda: not here.alive, within=60)
             here.start()
             eventually(
                 "a status there too",
