@@ -86,6 +86,11 @@ class Settings(BaseModel):
     """Address blocks that partners' connections come from, as a pod sees them: often those of machines or a gateway."""
     partner_gateways: tuple[PodChoice, ...] = ()
     """Pods through which partners' connections come in: an ingress controller that passes TLS through."""
+    restart_in_place: bool = True
+    """Whether the cluster can start a container again in its pod by its exit code, as Kubernetes can since 1.35.
+
+    Else a node that has lost a peer comes back in another pod, after the Job controller's back-off of 10 s and more.
+    """
     volume_group: int | None = Field(default=65532, ge=1)
     """`fsGroup` of a node's pod, so that it can write to a new volume; null where admission sets one (OpenShift)."""
 

@@ -52,6 +52,7 @@ class ControlPlane(Cluster):
         pod_range: Where their pods' addresses come from.
         address: Where the API server listens; only on another than the loopback can pods reach it.
         definitions: Files of CustomResourceDefinitions that are there from the start.
+        version: Which Kubernetes it behaves as, such as 1.33, by its own emulation; its own if empty.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ControlPlane(Cluster):
         pod_range: str = "10.244.0.0/16",
         address: str = LOOPBACK,
         definitions: Sequence[Path] = (),
+        version: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder / "admin.kubeconfig", folder)
@@ -74,6 +76,7 @@ class ControlPlane(Cluster):
         self._pod_range = pod_range
         self._address_of_server = address
         self._definitions = definitions
+        self._emulated = [f"--emulated-version={version}"] if version else []
         self._programs = build.ensure(*build.PLANE)
         self._authority = Authority(folder)
         self._certificate, self._key = self._authority.server(address, SERVICE)
@@ -212,6 +215,7 @@ class ControlPlane(Cluster):
             f"--audit-policy-file={policy}",
             f"--audit-log-path={self._audit_log}",
             "--profiling=false",
+            *self._emulated,
         )
         self._wait_answer(process, f"{self.url}/readyz", self._tokens["admin"])
         self._user_file("admin", self.kubeconfig)
@@ -226,12 +230,14 @@ class ControlPlane(Cluster):
             f"--root-ca-file={self._authority.certificate}",
             "--concurrent-job-syncs=50",
             "--concurrent-namespace-syncs=20",
+            *self._emulated,
             "--bind-address=127.0.0.1",
             f"--secure-port={ports[0]}",
             *self._serving(),
         )
         scheduler = self._run(
             "kube-scheduler",
+            *self._emulated,
             *self._client("system:kube-scheduler", qps=1000),
             "--bind-address=127.0.0.1",
             f"--secure-port={ports[1]}",

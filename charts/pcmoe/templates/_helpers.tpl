@@ -91,6 +91,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
       "dnsPods" $dns.pods
       "dnsAddresses" $dns.addresses
       "dnsPorts" $dns.ports
+      "restartInPlace" (semverCompare ">=1.35.0-0" .Capabilities.KubeVersion.Version)
       "volumeGroup" (ternary nil .Values.settings.volumeGroup .Values.openshift) -}}
 {{- range $name, $value := omit .Values.settings "volumeGroup" }}{{ $_ := set $told $name $value }}{{ end -}}
 {{- toPrettyJson $told -}}

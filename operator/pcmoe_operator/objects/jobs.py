@@ -88,10 +88,11 @@ def _pod(inputs: Inputs, participant: str, entry: Local) -> Object:
     files = [str(CONFIG / NODES_FILE), str(CONFIG / NODE_FILE)]
     command = ["python", "-m", "pcmoe_node", "--config", *files]
     held = container(CONTAINER, template.image or settings.node_image, command, mounts, settings)
-    again = {"operator": "In", "values": list(RESTARTED_CODES)}
+    if settings.restart_in_place:  # an API server that doesn't know it refuses the Job
+        again = {"operator": "In", "values": list(RESTARTED_CODES)}
+        rules = [{"action": "Restart", "exitCodes": again}]
+        held |= {"restartPolicy": "Never", "restartPolicyRules": rules}
     held |= {
-        "restartPolicy": "Never",
-        "restartPolicyRules": [{"action": "Restart", "exitCodes": again}],
         # No liveness probe: a node that hangs ends itself, and one that loads for an hour is well.
         "readinessProbe": probe("/readyz"),
         "resources": _resources(inputs, participant, entry),
