@@ -151,6 +151,9 @@ def test_what_becomes_of_a_claim_can_be_changed_at_any_time() -> None:
     api.change(local=checkpoint(onDelete="Retain"))
     asyncio.run(reconciler.reconcile(KEY))
     assert "ownerReferences" not in api.store[path]["metadata"], "it outlives the consortium"
+    api.change(local=checkpoint(onDelete="Retain", size="2Gi"))
+    asyncio.run(reconciler.reconcile(KEY))
+    assert api.store[path]["spec"]["resources"]["requests"]["storage"] == "2Gi"
 
 
 def test_a_coordinator_whose_replicaset_is_gone_keeps_nothing_from_being_said() -> None:
