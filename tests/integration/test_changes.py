@@ -124,3 +124,19 @@ def test_a_refused_object_is_told_and_keeps_no_run_from_being_stopped(here: Upgr
     status = here.until(lambda status: status.get("state") == "Suspended")
     eventually("end of all pods", lambda: not here.pods(), within=60)
     assert "exceeded quota" in str(status["conditions"]), "it is told while suspended too"
+
+
+def test_an_evicted_pod_is_replaced_and_counts_as_no_failure(here: Upgraded) -> None:
+    here.apply()
+    before = here.all_pods()["berlin"]["metadata"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": before["name"]}}
+    path = f"/api/v1/namespaces/{here.namespace}/pods/{before['name']}/eviction"
+    here.plane.kubectl("create", "--raw", path, "-f", "-", given=eviction)
+
+    def replaced() -> bool:
+        return here.pods().get("berlin", {"metadata": before})["metadata"]["uid"] != before["uid"]
+
+    eventually("another pod", replaced, within=60)
+    job = here.plane.read("job", "pilot.berlin.1", "-n", here.namespace)["status"]
+    assert job.get("failed", 0) == 0, "the rule for DisruptionTarget passes over it"
+    here.all_pods()
