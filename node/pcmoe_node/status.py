@@ -29,9 +29,9 @@ JSON, TEXT = "application/json", "text/plain"
 Answer = tuple[int, str, bytes]
 """Code, content type, body."""
 TERMINATION_BYTES = 4096
+"""Kubernetes keeps no more of a termination message."""
 TERMINATION_CHARACTERS = 640
 """Of an error: with six bytes for each, the most that JSON takes, they leave room for the rest."""
-"""Kubernetes keeps no more of a termination message."""
 
 
 class State(Figures):
@@ -189,6 +189,6 @@ def write_termination(path: str | None, page: Page, exit_code: int) -> None:
             {"exitCode": exit_code, "error": error[:TERMINATION_CHARACTERS]}, ensure_ascii=False
         )
     try:
-        Path(path).write_bytes(text.encode())
+        Path(path).write_bytes(text.encode(errors="replace"))
     except OSError as error:
         log.warning("%s: the last status can't be written: %s", path, error.strerror)

@@ -199,18 +199,18 @@ class Applier:
 
     def _coordinators(self, inputs: Inputs) -> int:
         """None while suspended, once the last node has taken leave."""
-        return 0 if inputs.consortium.spec.suspend and not self._nodes(inputs) else 1
+        return 0 if inputs.consortium.spec.suspend and not self._nodes(inputs.key) else 1
 
     def _outdated(self, inputs: Inputs, made: Object) -> bool:
         """Whether there is a coordinator of another configuration or image still: there are never two."""
         wanted = made["spec"]["template"]["metadata"]["labels"][TEMPLATE]
-        own = [pod for pod in self._pods(inputs) if _role(pod) == "coordinator"]
+        own = [pod for pod in self._alive(inputs.key) if _role(pod) == "coordinator"]
         return any(_label(pod, TEMPLATE) != wanted for pod in own)
 
     async def rest_coordinator(self, inputs: Inputs) -> None:
         """After the end, when the last node has taken leave, nobody needs it any more."""
-        pods = self._pods(inputs)
-        if not self._nodes(inputs) and any(_role(pod) == "coordinator" for pod in pods):
+        pods = self._alive(inputs.key)
+        if not self._nodes(inputs.key) and any(_role(pod) == "coordinator" for pod in pods):
             namespace, name = inputs.owner.namespace, coordinator(inputs.owner.name)
             if (applied := self._applied.get(inputs.owner.uid)) is not None:
                 applied.digests.pop((REPLICAS, name), None)  # the next attempt wants it back
@@ -229,8 +229,7 @@ class Applier:
         One that has ended is left alone; one that is gone is made again, once its pod is gone too: two pods would
         write to one checkpoint. One that is there is only ever suspended or released: its template can't be changed.
         """
-        key = (inputs.owner.namespace, inputs.owner.name)
-        applied = self._applied.setdefault(inputs.owner.uid, Applied())
+        key, applied = inputs.key, self._applied.setdefault(inputs.owner.uid, Applied())
         for name in self._world.buried(key):  # also one that came and went between two looks
             applied.digests.pop(("Job", name), None)
         there = {}
@@ -239,10 +238,8 @@ class Applier:
                 there[_label(found, PARTICIPANT)] = found
             else:
                 await self._suspend(applied, found, suspend=True)
-        busy = {
-            *self.leaving(inputs),
-            *(_label(each, PARTICIPANT) for each in self._world.namesakes(key, "Job")),
-        }
+        others = self._world.namesakes(key, "Job")
+        busy = {_label(each, PARTICIPANT) for each in (*others, *self._nodes(key))}
         for participant in inputs.here:
             job_there, suspend = there.get(participant), participant not in run
             if job_there is not None:
@@ -265,12 +262,11 @@ class Applier:
             if not error.exists:  # a quota that others change at that moment is a conflict too
                 raise
 
-    async def stop(self, key: Key) -> Sequence[str]:
-        """Suspend all Jobs of a consortium, whatever its manifest says; who still has a pod."""
+    async def stop(self, key: Key) -> None:
+        """Suspend all Jobs of a consortium, whatever its manifest says."""
         applied = self._applied.setdefault(self._world.consortia[key]["metadata"]["uid"], Applied())
         for found in self._world.children(key, "Job"):
             await self._suspend(applied, found, suspend=True)
-        return sorted({_label(pod, PARTICIPANT) for pod in self._alive(key) if _role(pod) != "coordinator"})
 
     async def _suspend(self, applied: Applied, found: Object, *, suspend: bool) -> None:
         namespace, name = (found["metadata"][key] for key in ("namespace", "name"))
@@ -288,30 +284,19 @@ class Applier:
 
     # What is there
 
-    def leaving(self, inputs: Inputs) -> tuple[str, ...]:
-        """Participants with a pod that is none of this attempt's Jobs', and those that aren't to run here any more."""
-        key = (inputs.owner.namespace, inputs.owner.name)
-        own = {pod["metadata"]["name"] for pod in self._world.children(key, "Pod") if _is_of(pod, inputs)}
-        return tuple(
-            sorted(
-                {
-                    _label(pod, PARTICIPANT)
-                    for pod in self._nodes(inputs)
-                    if pod["metadata"]["name"] not in own
-                }
-            )
-        )
-
-    def _pods(self, inputs: Inputs) -> Sequence[Object]:
-        return self._alive((inputs.owner.namespace, inputs.owner.name))
+    def holding(self, key: Key) -> tuple[str, ...]:
+        """Participants with a pod that has not ended, whosever it is by this name, or a Job that may make one."""
+        jobs = self._world.children(key, "Job")
+        may = [job for job in jobs if not job["spec"].get("suspend") and not _over(job)]
+        return tuple(sorted({_label(each, PARTICIPANT) for each in (*may, *self._nodes(key))}))
 
     def _alive(self, key: Key) -> Sequence[Object]:
         """Pods that have not ended, also those of one by the same name before."""
         pods = [*self._world.children(key, "Pod"), *self._world.namesakes(key, "Pod")]
         return [pod for pod in pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
 
-    def _nodes(self, inputs: Inputs) -> Sequence[Object]:
-        return [pod for pod in self._pods(inputs) if _role(pod) != "coordinator"]
+    def _nodes(self, key: Key) -> Sequence[Object]:
+        return [pod for pod in self._alive(key) if _role(pod) != "coordinator"]
 
     def _digest_of(self, inputs: Inputs) -> str:
         """Of all that decides what is applied, keys apart."""

@@ -97,7 +97,11 @@ class Cluster:
             {"op": "test", "path": "/metadata/uid", "value": of["metadata"]["uid"]},
             {"op": "add", "path": "/status", "value": dict(status)},
         ]
-        await self._request("PATCH", _path(of) + "/status", {"fieldManager": FIELD_MANAGER}, steps, STEPS)
+        query = {
+            "fieldManager": FIELD_MANAGER,
+            "fieldValidation": "Strict",
+        }  # or else fields are dropped without a word
+        await self._request("PATCH", _path(of) + "/status", query, steps, STEPS)
 
     async def create(self, body: Object) -> Object:
         """Make an object that must not exist."""
@@ -143,12 +147,12 @@ class Cluster:
         found = await self._request("GET", collection(api_version, kind, namespace), query, None, "")
         return [{"apiVersion": api_version, "kind": kind, **item} for item in found.get("items", [])]
 
-    async def may_list(self, api_version: str, kind: str, namespace: str) -> bool:
-        """Whether a namespace, and the right to list this kind there, is there; also if nobody can tell just now."""
+    async def may_list(self, api_version: str, kind: str, namespace: str) -> bool | None:
+        """Whether a namespace, and the right to list this kind there, is there; None if nobody can tell just now."""
         try:
             await self._request("GET", collection(api_version, kind, namespace), {"limit": "1"}, None, "")
         except ClusterError as error:
-            return error.status not in (403, 404)
+            return False if error.status in (403, 404) else None
         return True
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str) -> None:

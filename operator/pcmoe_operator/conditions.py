@@ -37,8 +37,8 @@ Status = dict[str, Any]
 MAX_MESSAGE = 1024
 FAULTS_SHOWN = 3
 ENDS: tuple[Literal["Completed", "Failed"], ...] = ("Completed", "Failed")
-LAST_WORDS = frozenset({*ENDS, "Suspended"})
-"""States in which nobody looks again by the clock: what isn't said at once may never be."""
+PLACED = ("Scheduled", "Ready", "Progressing")
+"""Conditions of what a run has."""
 PROGRESS = frozenset({"round", "loss", "ready"})
 """What changes while all is well. Where it matters how many are ready a condition changes too."""
 ENTRY_PROGRESS = frozenset({"round", "phase", "restarts", "message", "state", "node"})
@@ -76,7 +76,7 @@ def status_of(previous: Status | None, observation: Observation, now: datetime) 
         rows = [over[0] if row.name == over[0].name else row for row in rows]
         end = _condition("Failed", "True", over[1].reason, over[1].sentence)
     loss = _loss(observation) or text_at(before, "loss")
-    conditions = [_accepted(), _suspended(observation, rows), *_placed(observation, rows, end)]
+    conditions = [_accepted(), _suspended(observation), *_placed(observation, rows, end)]
     conditions += _ends(end, f"{committed} of {observation.rounds} rounds are committed")
     made = {
         "observedGeneration": observation.generation,
@@ -103,10 +103,11 @@ def rejected(
     faults: Sequence[Fault],
     now: datetime,
     stopping: Sequence[str] | None = None,
+    refused: Sequence[str] = (),
 ) -> Status:
     """The status of a manifest that breaks rules: nothing is applied, so what was said of what runs stays.
 
-    `stopping`: who still has a pod, where it is to be suspended nevertheless.
+    `stopping`: where it is to be suspended nevertheless, who has a pod or may get one.
     """
     before = previous or {}
     told = [printable(str(fault), 300) for fault in faults[:FAULTS_SHOWN]]
@@ -114,11 +115,18 @@ def rejected(
     text = f"{'; '.join([*told, *more])}; {Reason.InvalidSpec.remedy}"
     conditions = [_condition("Accepted", "False", Reason.InvalidSpec, text)]
     if stopping is not None:
-        conditions.append(_stopped(stopping))
+        conditions.append(_stopped(stopping, refused))
+        conditions += [_condition(kind, "False", Reason.SuspendRequested) for kind in PLACED]
+        before = {
+            **before,
+            "participants": _told_stopped(items(before, "participants"), stopping),
+            "ready": "",
+        }
     made = _dated(before, conditions, generation, now)
     said = {each["type"] for each in made}
     return {
-        **{key: value for key, value in before.items() if key != "release"},  # it takes nobody's turn
+        # It takes nobody's turn.
+        **{key: value for key, value in before.items() if key != "release" and value != ""},
         "observedGeneration": generation,
         "state": "Invalid",
         "conditions": [
@@ -129,17 +137,31 @@ def rejected(
     }
 
 
+def _told_stopped(entries: Sequence[Mapping[str, Any]], holding: Sequence[str]) -> list[Status]:
+    """Entries of participants, where those that hold nothing any more are known to be suspended."""
+    lost = frozenset({"phase", "reason", "message", "node"})
+    return [
+        dict(each)
+        if each.get("state") in ENDS or each.get("name") in holding
+        else {**_without(each, lost), "state": "Suspended"}
+        for each in entries
+    ]
+
+
 def changed(previous: Status | None, new: Status, now: datetime, every_seconds: float) -> bool:
     """Whether to write a status: progress alone every so many seconds at most, anything else at once."""
-    if text_at(new, "state") in LAST_WORDS:
-        every_seconds = 0.0
     if previous is None or _compared(previous, progress=False) != _compared(new, progress=False):
         return True
-    if _compared(previous, progress=True) == _compared(new, progress=True):
+    if said(previous, new):
         return False
     at = time_of(text_at(previous, "lastUpdateTime"))
     # None where somebody else has written there.
     return at is None or not 0 <= (now - at).total_seconds() < every_seconds
+
+
+def said(previous: Status | None, new: Status) -> bool:
+    """Whether nothing is left to say, but for the time."""
+    return previous is not None and _compared(previous, progress=True) == _compared(new, progress=True)
 
 
 def ended(status: Status | None, attempt: int) -> Literal["Completed", "Failed"] | None:
@@ -162,25 +184,30 @@ def _accepted() -> Condition:
     return _condition("Accepted", "True", Reason.Accepted)
 
 
-def _suspended(observation: Observation, rows: Sequence[Standing]) -> Condition:
+def _suspended(observation: Observation) -> Condition:
     if observation.intent is not Intent.SUSPEND:
         yields = observation.intent is Intent.YIELD
         return _condition("Suspended", "False", observation.yields if yields else Reason.NotSuspended)
-    alive = [row.name for row in rows if not row.gone and row.state not in ENDS]
-    return _stopped([*alive, *(name for name in observation.leaving if name not in alive)])
+    return _stopped(observation.holding, observation.refused)
 
 
-def _stopped(alive: Sequence[str]) -> Condition:
-    """Whether what was to be suspended is: who still has a pod."""
-    if alive:
-        return _condition("Suspended", "False", Reason.Suspending, sentence(listed(alive), Reason.Suspending))
-    return _condition("Suspended", "True", Reason.SuspendRequested)
+def _stopped(holding: Sequence[str], refused: Sequence[str]) -> Condition:
+    """Whether what was to be suspended is: nobody has a pod, or may get one."""
+    if not holding:
+        return _condition("Suspended", "True", Reason.SuspendRequested)
+    text = sentence(listed(holding), Reason.Suspending) + _refusals(refused)
+    return _condition("Suspended", "False", Reason.Suspending, text)
+
+
+def _refusals(refused: Sequence[str]) -> str:
+    return f" ({Reason.ApplyRefused.meaning}: {'; '.join(refused)})" if refused else ""
 
 
 def _placed(observation: Observation, rows: Sequence[Standing], end: Condition | None) -> list[Condition]:
     """Scheduled, Ready and Progressing."""
     if end is not None:
-        return [_condition(kind, "False", Reason.RunOver) for kind in ("Scheduled", "Ready", "Progressing")]
+        text = sentence("", Reason.RunOver) + _refusals(observation.refused)
+        return [_condition(kind, "False", Reason.RunOver, text) for kind in PLACED]
     truth, reason, words = held_up(observation, rows)
     ready = bool(rows) and all(row.ready for row in rows)
     return [

@@ -102,22 +102,22 @@ class Leader:
         assert self._reconciler is not None and isinstance(key, tuple)
         with self._metrics.look():
             if self._crd.missing:
-                await self._refuse(key)
-                return None
+                return await self._refuse(key)
             return await self._reconciler.reconcile(key)
 
-    async def _refuse(self, key: Key) -> None:
-        """Say of a consortium that the CRD is too old, and nothing more."""
+    async def _refuse(self, key: Key) -> float | None:
+        """Say of a consortium that the CRD is too old, and do nothing more but to suspend it."""
         raw = self._world.consortia.get(key)
         if raw is None or (raw.get("spec") or {}).get("managedBy", OPERATOR) != OPERATOR:
-            return
+            return None
+        again = None
         if raw["spec"].get("suspend") is True and self._reconciler is not None:
-            await self._reconciler.stop(key)
+            again = await self._reconciler.stop(key)
         now = moment(datetime.now(UTC), "seconds")
         status = refused(raw, self._crd.missing, now)
-        if conditions_of(raw) == conditions_of({"status": status}):
-            return
-        await self._cluster.write_status(raw, status)
+        if conditions_of(raw) != conditions_of({"status": status}):
+            await self._cluster.write_status(raw, status)
+        return again
 
     def _failed(self, key: Hashable, error: Exception) -> float | None:
         """A look at a consortium failed: the server's own wish for a pause counts."""

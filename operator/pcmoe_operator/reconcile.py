@@ -13,7 +13,7 @@ from typing import Any
 from pcmoe_operator.answers import CoordinatorSeen, NodeSeen, text_at
 from pcmoe_operator.applying import AGAIN_SECONDS, Applier
 from pcmoe_operator.cluster import Cluster, ClusterError
-from pcmoe_operator.conditions import ENDS, changed, ended, rejected, status_of
+from pcmoe_operator.conditions import ENDS, changed, ended, rejected, said, status_of
 from pcmoe_operator.constants import OPERATOR
 from pcmoe_operator.errors import Fault, ManifestError
 from pcmoe_operator.gang import Decision, Limits, Release, decide, mine_of
@@ -42,6 +42,8 @@ LOOKS_PER_SECOND = 10
 """Consortia that are asked how they get on, however many there are: with thousands of them each is asked less often."""
 KEPT = 1000
 """Manifests that are kept parsed, with their plans: 26 KiB each with four participants, and half of a look."""
+RESTING = (*ENDS, "Suspended", "Invalid")
+"""States of consortia that nobody need ask how they get on."""
 PARSED = ("apiVersion", "kind", "metadata", "spec")
 
 
@@ -83,26 +85,34 @@ class Reconciler:
         except ManifestError as error:
             faults = error.faults
         if faults:
-            # Nothing may keep a run from being stopped, a manifest that breaks rules neither.
-            stopping = await self._applier.stop(key) if raw["spec"].get("suspend") is True else None
-            await self._say(raw, rejected(raw.get("status"), _generation(raw), faults, _now(), stopping))
-            return None
+            return await self._reject(key, raw, faults)
         if ended(raw.get("status"), inputs.attempt):
-            await self._after_the_end(raw, inputs)
-            return None
+            return await self._after_the_end(raw, inputs)
         if inputs.consortium.spec.suspend:  # first of all
             await self._applier.jobs(inputs, frozenset(), make=False)
         if not self._applied(raw, inputs).digest:
             await self._applier.objects(inputs, await self._keys.of(inputs))
         return await self._go_on(raw, inputs)
 
-    async def _after_the_end(self, raw: Object, inputs: Inputs) -> None:
+    async def _reject(self, key: Key, raw: Object, faults: Sequence[Fault]) -> float | None:
+        """Say what is wrong; nothing may keep a run from being stopped, a manifest that breaks rules neither."""
+        stopping, uid = None, raw["metadata"]["uid"]
+        if raw["spec"].get("suspend") is True:
+            await self._applier.stop(key)
+            stopping = self._applier.holding(key)
+        refused = self._applier.refusals(uid)
+        status = rejected(raw.get("status"), _generation(raw), faults, _now(), stopping, refused)
+        await self._say(raw, status)
+        return self._look_again(key, status, refused)
+
+    async def _after_the_end(self, raw: Object, inputs: Inputs) -> float | None:
         """Nothing is made or begun any more; what still runs after a failure is stopped."""
         if inputs.consortium.spec.suspend or ended(raw.get("status"), inputs.attempt) == "Failed":
             await self._applier.jobs(inputs, frozenset(), make=False)
         await self._applier.rest_coordinator(inputs)
         intent = Intent.SUSPEND if inputs.consortium.spec.suspend else Intent.RUN
-        await self._status(raw, inputs, await self._seen(inputs), intent, None)
+        status = await self._status(raw, inputs, await self._seen(inputs), intent, None)
+        return self._look_again(inputs.key, status, self._applier.refusals(inputs.owner.uid))
 
     async def _go_on(self, raw: Object, inputs: Inputs) -> float | None:
         """Decide which Jobs run, say so, then do so."""
@@ -110,7 +120,7 @@ class Reconciler:
             seen = await self._seen(inputs)
             status = await self._status(raw, inputs, seen, Intent.SUSPEND, None)
             await self._applier.jobs(inputs, frozenset(), make=True)
-            return self._look_again(status, self._applier.refusals(inputs.owner.uid))
+            return self._look_again(inputs.key, status, self._applier.refusals(inputs.owner.uid))
         waited = Release.read(raw.get("status") or {}, inputs.attempt)
         seen = await self._seen(inputs)
         decision = self._decide(raw, inputs, seen)
@@ -122,7 +132,7 @@ class Reconciler:
             status = await self._released(raw, inputs, seen, decision)
         if status["state"] not in ENDS:
             await self._applier.jobs(inputs, decision.run, make=True)
-        again = self._look_again(status, self._applier.refusals(inputs.owner.uid))
+        again = self._look_again(inputs.key, status, self._applier.refusals(inputs.owner.uid))
         soon = [seconds for found in seen.participants.values() if (seconds := _mute_in(found) or 0) > 0]
         return min((each for each in (again, decision.look_in, *soon) if each is not None), default=None)
 
@@ -138,11 +148,14 @@ class Reconciler:
             retry=settings.retry_seconds,
         )
         mine = mine_of(raw, seen, inputs.attempt)
-        return decide(mine, self._world.rivals((inputs.owner.namespace, inputs.owner.name)), _now(), limits)
+        return decide(mine, self._world.rivals(inputs.key), _now(), limits)
 
-    async def stop(self, key: Key) -> None:
-        """Suspend all Jobs of a consortium of which nothing else can be done."""
+    async def stop(self, key: Key) -> float | None:
+        """Suspend all Jobs of a consortium of which nothing else can be done; seconds after which to try again."""
         await self._applier.stop(key)
+        return (
+            AGAIN_SECONDS if self._applier.refusals(self._world.consortia[key]["metadata"]["uid"]) else None
+        )
 
     def resync(self, key: Key) -> None:
         """The next look applies everything to a consortium again, whatever others did meanwhile."""
@@ -184,7 +197,7 @@ class Reconciler:
 
     async def _seen(self, inputs: Inputs) -> Seen:
         """What there is of the participants; events are asked for only where nothing else says what is wrong."""
-        key = (inputs.owner.namespace, inputs.owner.name)
+        key = inputs.key
         pods, jobs = self._world.children(key, "Pod"), self._world.children(key, "Job")
         seen = observe(inputs.owner.name, inputs.here, inputs.attempt, jobs, pods)
         mute = [
@@ -202,7 +215,7 @@ class Reconciler:
     async def _observation(
         self, raw: Object, inputs: Inputs, seen: Seen, intent: Intent, release: Release | None
     ) -> Observation:
-        pods = self._world.children((inputs.owner.namespace, inputs.owner.name), "Pod")
+        pods = self._world.children(inputs.key, "Pod")
         shown = {found.pod.name for found in seen.participants.values() if found.pod is not None}
         urls = {_name(pod): self._url_of(pod) for pod in sorted(pods, key=_born) if _is_asked(pod, shown)}
         asked = {name: url for name, url in urls.items() if url is not None}
@@ -221,7 +234,7 @@ class Reconciler:
             restarts_allowed=self._settings.restarts_without_progress,
             applied=self._applied(raw, inputs),
             refused=self._applier.refusals(inputs.owner.uid),
-            leaving=self._applier.leaving(inputs),
+            holding=self._applier.holding(inputs.key),
         )
 
     def _url_of(self, pod: Object) -> str | None:
@@ -253,11 +266,11 @@ class Reconciler:
         metadata = raw["metadata"]
         self._world.wrote((metadata["namespace"], metadata["name"]), metadata["uid"], dict(status))
 
-    def _look_again(self, status: Mapping[str, Any], refused: Sequence[str]) -> float | None:
-        """Progress is asked for; everything else wakes us by itself."""
-        if status["state"] in ENDS:
-            return None
-        if status["state"] == "Suspended":
+    def _look_again(self, key: Key, status: dict[str, Any], refused: Sequence[str]) -> float | None:
+        """Progress is asked for, and what is left to say is said; everything else wakes us by itself."""
+        if status["state"] in RESTING:
+            if not said(self._world.consortia.get(key, {}).get("status"), status):
+                return self._settings.status_seconds
             return AGAIN_SECONDS if refused else None
         crowd = len(self._world.consortia) / LOOKS_PER_SECOND
         return float(max(self._settings.status_seconds, crowd) * random.uniform(1.0, 1.2))

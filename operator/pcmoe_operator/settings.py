@@ -89,7 +89,8 @@ class Settings(BaseModel):
     restart_in_place: bool = True
     """Whether the cluster can start a container again in its pod by its exit code, as Kubernetes can since 1.35.
 
-    Else a node that has lost a peer comes back in another pod, after the Job controller's back-off of 10 s and more.
+    Else a node that has lost a peer comes back in another pod, after the Job controller's back-off: 10 s, doubled each
+    time, 10 minutes at most.
     """
     volume_group: int | None = Field(default=65532, ge=1)
     """`fsGroup` of a node's pod, so that it can write to a new volume; null where admission sets one (OpenShift)."""

@@ -66,8 +66,9 @@ class Observation:
     """Whether all but Jobs has been applied."""
     refused: tuple[str, ...] = ()
     """Objects that the API server refuses, and why."""
-    leaving: tuple[str, ...] = ()
-    """Whose pod is none of `seen`: of another attempt, or of a participant that isn't to run here any more."""
+    holding: tuple[str, ...] = ()
+    """Participants with a pod that has not ended, or a Job that may make one; also those of another attempt, and that
+    aren't to run here any more."""
 
     @property
     def yields(self) -> Reason:

@@ -147,7 +147,7 @@ class Watching:
 
         One that is shut, since it was deleted and its Role with it, keeps none of the others from being looked after.
         """
-        shut = [each for each in namespaces if not await self._may_list(each)]
+        shut = [each for each in namespaces if await self._may_list(each) is False]
         namespaces = [each for each in namespaces if each not in shut] or namespaces
         self._known = {namespace: Known() for namespace in namespaces}
         self._health.expect((resource, namespace) for resource in KINDS for namespace in namespaces)
@@ -188,7 +188,7 @@ class Watching:
         )
         return Informer(session, source, self._saw, lambda: self._health.restarted(watch))
 
-    async def _may_list(self, namespace: str) -> bool:
+    async def _may_list(self, namespace: str) -> bool | None:
         return await self._cluster.may_list(API_VERSION, KIND, namespace)
 
     async def _until_open(self, shut: Sequence[str]) -> None:

@@ -337,11 +337,10 @@ _CEL = [
                   for name in ("berlin", "lyon")]
     }, ("local[1].volumes.checkpoint", "'shared'", "of its own"), "cel"),
     Bad("the claim that another is given", "own-checkpoint", {
-        "metadata.name": "pilot",
         "local": [{"name": "berlin", "volumes": {"checkpoint": {"size": "1Gi"}}}, {"name": "lyon", "volumes": {
-            "checkpoint": {"persistentVolumeClaim": {"claimName": "pilot.berlin"}}
+            "checkpoint": {"persistentVolumeClaim": {"claimName": "hospitals.berlin"}}
         }}],
-    }, ("local[1].volumes.checkpoint", "'pilot.berlin'", "of its own")),
+    }, ("local[1].volumes.checkpoint", "'hospitals.berlin'", "of its own")),
     Bad("a device from nowhere", "one-claim", _here({
         "template": {"resourceClaims": [{"name": "a"}]}
     }), ("resourceClaims[0]", "exactly one of", "neither"), "cel"),

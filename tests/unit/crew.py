@@ -61,13 +61,15 @@ def everybody_in(crew: Crew) -> Sequence[Member]:
 
 
 def lives(crew: Crew) -> dict[str, int]:
-    """How often each process was started."""
-    return {m.name: int((m.folder / "lives").read_text()) for m in everybody_in(crew)}
+    """How often each process was started, as it writes down; 0 where the end of another came before."""
+    found = {m.name: m.folder / "lives" for m in everybody_in(crew)}
+    return {name: int(file.read_text()) if file.exists() else 0 for name, file in found.items()}
 
 
 def left_running(crew: Crew) -> list[str]:
     """Who still has a process."""
-    return [m.name for m in everybody_in(crew) if is_running(int((m.folder / "pid").read_text()))]
+    files = {m.name: m.folder / "pid" for m in everybody_in(crew)}
+    return [name for name, file in files.items() if file.exists() and is_running(int(file.read_text()))]
 
 
 def is_running(pid: int) -> bool:

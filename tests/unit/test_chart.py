@@ -44,6 +44,8 @@ def test_every_value_of_the_schema_has_a_default_and_no_other_is_there() -> None
 def test_the_defaults_are_the_operators_own() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     defaults = {field.alias: field.default for field in Settings.model_fields.values()}
+    assert values["settings"].pop("restartInPlace") is None, "the version decides, and the newest can"
+    assert defaults["restartInPlace"] is True
     assert values["settings"] == {name: defaults[name] for name in values["settings"]}
     ports = {"metrics": "metricsPort", "exchange": "nodePort", "status": "statusPort"}
     assert values["ports"] == {name: defaults[alias] for name, alias in ports.items()}

@@ -165,6 +165,17 @@ def token_for(host: str, address: str) -> str | None:
     return asyncio.run(work())
 
 
+@pytest.mark.parametrize(
+    ("status", "may"), [(200, True), (403, False), (404, False), (429, None), (503, None)]
+)
+def test_a_namespace_is_shut_only_where_the_server_says_so(status: int, may: bool | None) -> None:
+    async def ask(cluster: Cluster) -> None:
+        assert await cluster.may_list("v1", "Pod", "here") is may
+
+    [(request, _)] = asked(web.json_response({}, status=status), ask)
+    assert dict(request.query) == {"limit": "1"}
+
+
 def test_the_words_and_the_patience_of_the_server_are_told() -> None:
     status = {"kind": "Status", "message": "too many requests"}
     answer = web.json_response(status, status=429, headers={"Retry-After": "7"})

@@ -100,6 +100,7 @@ def observation(
     nodes: Mapping[str, NodeSeen] | None = None,
     intent: Intent = Intent.RUN,
     release: Release | None = None,
+    holding: tuple[str, ...] = (),
     **spec: Any,
 ) -> Observation:
     changes = {"agreement.training.rounds": ROUNDS, **spec}
@@ -113,6 +114,7 @@ def observation(
         intent=intent,
         release=release,
         restarts_allowed=3,
+        holding=holding,
     )
 
 
@@ -278,8 +280,8 @@ def test_no_participant_here_is_said() -> None:
 def test_suspending_takes_until_the_last_pod_is_gone() -> None:
     stopped = Trouble(reason=Reason.Stopped)
     going = {"berlin": there("berlin", ready=False, trouble=stopped)}
-    status = made(observation(going, intent=Intent.SUSPEND))
-    assert status["state"] == "Suspended"
+    status = made(observation(going, intent=Intent.SUSPEND, holding=("berlin", "paris")))
+    assert status["state"] == "Suspended" and "berlin, paris: " in conditions(status)["Suspended"]["message"]
     assert truths(status)["Suspended"] == ("False", "Suspending")
     assert "reason" not in entry(status, "berlin")
     gone = {"berlin": ParticipantSeen(job=job("berlin", suspended=True), pod=None)}

@@ -217,6 +217,9 @@ def test_the_last_status_is_left_where_kubernetes_shows_it_and_is_never_too_long
     write_termination(str(path), state, 75)
     assert len(path.read_bytes()) <= 4096
     assert json.loads(path.read_text()) == {"exitCode": 75, "error": "PeerLostError: lyon is lost"}
+    state.error = "\udce9" * 5000  # of a file's name that is no UTF-8
+    write_termination(str(path), state, 75)
+    assert json.loads(path.read_text())["error"] == "?" * 640
     for long in ("\0" * 5000, "\U0001f3e5" * 5000, '"' * 5000):
         state.error = long
         write_termination(str(path), state, 75)

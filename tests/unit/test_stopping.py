@@ -9,6 +9,8 @@ from tests.unit.clustered import here
 from tests.unit.one_consortium import JOBS, KEY, NAME, NAMES, OURS, PODS, Api, applied, running
 
 from pcmoe_operator.objects.names import of_attempt
+from pcmoe_operator.remote.live import FAILED
+from pcmoe_operator.remote.switching import settled
 
 BERLIN, LYON = (of_attempt(NAME, name, 1) for name in NAMES)
 ELSEWHERE = [{"name": "lyon", "endpoint": "lyon.example:8443", "caBundle": "-----BEGIN CERTIFICATE-----"}]
@@ -77,6 +79,63 @@ def test_a_manifest_that_breaks_rules_is_suspended_all_the_same_and_says_so() ->
     api.settle()
     assert api.status["state"] == "Invalid" and api.condition("Accepted") == ("False", "InvalidSpec")
     assert api.condition("Suspended") == SUSPENDED
+    for kind in ("Scheduled", "Ready", "Progressing"):
+        assert api.condition(kind) == ("False", "SuspendRequested")
+    assert "ready" not in api.status
+    assert [(each["name"], each["state"]) for each in api.status["participants"]] == [
+        (name, "Suspended") for name in NAMES
+    ]
+
+
+def test_whoever_resumes_one_that_breaks_rules_does_not_wait_for_it() -> None:
+    api = trains()
+    api.change(local=[{"name": name} for name in NAMES], suspend=True)
+    api.settle()
+    api.change(suspend=None)
+    api.settle()
+    generation = api.store[OURS]["metadata"]["generation"]
+    assert settled(generation, suspend=False)(api.store[OURS]) == FAILED
+    assert settled(generation + 1, suspend=False)(api.store[OURS]) is None, "not looked at yet"
+
+
+def test_a_failed_pod_that_is_kept_keeps_none_from_being_suspended() -> None:
+    api = trains()
+    there = api.store[f"{PODS}/{BERLIN}-x"]
+    old = {**there["metadata"], "name": f"{BERLIN}-old", "uid": "old"}
+    api.put(f"{PODS}/{BERLIN}-old", {**there, "metadata": old, "status": {"phase": "Failed"}})
+    api.change(suspend=True)
+    api.settle()
+    assert api.pods == [f"{BERLIN}-old"] and api.condition("Suspended") == SUSPENDED
+
+
+def test_none_is_suspended_while_a_job_may_still_make_a_pod() -> None:
+    api = trains()
+    api.refuses = {f"{JOBS}/{BERLIN}"}
+    api.take(f"{PODS}/{BERLIN}-x")
+    api.change(suspend=True)
+    api.look()
+    api.take(f"{PODS}/{LYON}-x")
+    api.look()
+    assert api.pods == [f"{NAME}.coordinator-x"] and api.condition("Suspended") == ("False", "Suspending")
+
+
+@pytest.mark.parametrize("trouble", ["a failure", "a manifest that breaks rules"])
+def test_what_nobody_may_suspend_is_told_and_tried_again_whatever_else_is_wrong(trouble: str) -> None:
+    api = trains()
+    api.refuses = {f"{JOBS}/{BERLIN}"}
+    if trouble == "a failure":
+        end = {"type": "Failed", "status": "True", "reason": "JobFailed", "message": "as it was"}
+        others = [each for each in api.status["conditions"] if each["type"] != "Failed"]
+        status = {**api.status, "state": "Failed", "conditions": [*others, end]}
+        api.put(OURS, {**api.store[OURS], "status": status})
+    else:
+        api.change(local=[{"name": name} for name in NAMES], suspend=True)
+    reconciler = api.reconciler()
+    pauses = [asyncio.run(reconciler.reconcile(KEY)) for _ in range(3)]
+    assert pauses[-1] == 60.0
+    told = [each["type"] for each in api.status["conditions"] if "a policy denies it" in each["message"]]
+    assert told == (["Scheduled", "Ready", "Progressing"] if trouble == "a failure" else ["Suspended"])
+    assert api.jobs == {BERLIN: False, LYON: True}
 
 
 def test_a_job_that_nobody_may_suspend_keeps_no_other_from_it_and_is_told() -> None:
@@ -121,7 +180,7 @@ def test_an_end_outlives_an_attempt_that_is_set_back(end: str) -> None:
     )
 
 
-def test_what_is_known_last_is_said_although_progress_was_just_written() -> None:
+def test_what_is_left_to_say_at_an_end_is_said_when_its_time_has_come() -> None:
     api = trains()
 
     async def first(_url: str) -> bytes | None:
@@ -139,5 +198,7 @@ def test_what_is_known_last_is_said_although_progress_was_just_written() -> None
         left = answers(heldOutLoss=2.0, round=2, committed=2, phase="DONE").decode()
         ended = {"name": "node", "state": {"terminated": {"exitCode": 0, "message": left}}, "restartCount": 0}
         api.pod(name, {**running("10.0.1.1"), "phase": "Succeeded", "containerStatuses": [ended]}, "gpu")
-        api.look()
-    assert api.status["loss"] == "2.00"
+    reconciler = api.reconciler()
+    assert asyncio.run(reconciler.reconcile(KEY)) == 5.0 and api.status["loss"] == "2.50"
+    api.put(OURS, {**api.store[OURS], "status": {**api.status, "lastUpdateTime": "2026-07-01T00:00:00Z"}})
+    assert asyncio.run(reconciler.reconcile(KEY)) is None and api.status["loss"] == "2.00"

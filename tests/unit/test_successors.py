@@ -77,6 +77,19 @@ def test_the_coordinator_of_one_goes_before_there_is_its_successor_s() -> None:
     assert (before, after) == ("1", "2")
 
 
+def test_a_job_that_left_its_pod_behind_is_made_again_when_that_is_gone() -> None:
+    api = trains()
+    api.take(f"{JOBS}/{BERLIN}")
+    pod = api.store[f"{PODS}/{BERLIN}-x"]
+    orphan = {key: value for key, value in pod["metadata"].items() if key != "ownerReferences"}
+    api.put(f"{PODS}/{BERLIN}-x", {**pod, "metadata": orphan})  # as --cascade=orphan does
+    api.look()
+    assert BERLIN not in api.jobs
+    api.take(f"{PODS}/{BERLIN}-x")
+    api.look()
+    assert api.jobs[BERLIN] is False
+
+
 def test_a_job_that_was_deleted_is_made_again_when_its_pod_is_gone() -> None:
     api = trains()
     api.take(f"{JOBS}/{BERLIN}")

@@ -91,9 +91,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
       "dnsPods" $dns.pods
       "dnsAddresses" $dns.addresses
       "dnsPorts" $dns.ports
-      "restartInPlace" (semverCompare ">=1.35.0-0" .Capabilities.KubeVersion.Version)
+      "restartInPlace" (ternary (semverCompare ">=1.35.0-0" .Capabilities.KubeVersion.Version) .Values.settings.restartInPlace (kindIs "invalid" .Values.settings.restartInPlace))
       "volumeGroup" (ternary nil .Values.settings.volumeGroup .Values.openshift) -}}
-{{- range $name, $value := omit .Values.settings "volumeGroup" }}{{ $_ := set $told $name $value }}{{ end -}}
+{{- range $name, $value := omit .Values.settings "volumeGroup" "restartInPlace" }}{{ $_ := set $told $name $value }}{{ end -}}
 {{- toPrettyJson $told -}}
 {{- end }}
 

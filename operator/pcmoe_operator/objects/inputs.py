@@ -44,6 +44,11 @@ class Inputs:
     """Of the manifest: it rises with every change."""
 
     @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name)."""
+        return self.owner.namespace, self.owner.name
+
+    @property
     def here(self) -> tuple[str, ...]:
         """Participants that run in this cluster, by name."""
         chosen = self.settings.participants

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from pcmoe_operator.answers import items, part, text_at, whole
 from pcmoe_operator.remote.access import Access
-from pcmoe_operator.remote.live import ended
+from pcmoe_operator.remote.live import FAILED, ended
 from pcmoe_operator.remote.session import Object
 from pcmoe_operator.remote.summary import standing, summary
 
@@ -50,6 +50,8 @@ def settled(generation: int, *, suspend: bool) -> Callable[[Object], int | None]
         if end is not None:
             return end
         conditions = {text_at(each, "type"): text_at(each, "status") for each in items(status, "conditions")}
+        if not suspend and conditions.get("Accepted") == "False":  # shown as Invalid; nothing will start it
+            return FAILED
         return 0 if conditions.get("Suspended" if suspend else "Ready") == "True" else None
 
     return done
