@@ -134,7 +134,8 @@ def test_an_evicted_pod_is_replaced_and_counts_as_no_failure(here: Upgraded) -> 
     here.plane.kubectl("create", "--raw", path, "-f", "-", given=eviction)
 
     def replaced() -> bool:
-        return here.pods().get("berlin", {"metadata": before})["metadata"]["uid"] != before["uid"]
+        now = here.pods().get("berlin", {"metadata": before})["metadata"]
+        return bool(now["uid"] != before["uid"])
 
     eventually("another pod", replaced, within=60)
     job = here.plane.read("job", "pilot.berlin.1", "-n", here.namespace)["status"]
