@@ -152,10 +152,11 @@ class Reconciler:
 
     async def stop(self, key: Key) -> float | None:
         """Suspend all Jobs of a consortium of which nothing else can be done; seconds after which to try again."""
+        raw = self._world.consortia.get(key)
+        if raw is None:
+            return None
         await self._applier.stop(key)
-        return (
-            AGAIN_SECONDS if self._applier.refusals(self._world.consortia[key]["metadata"]["uid"]) else None
-        )
+        return AGAIN_SECONDS if self._applier.refusals(raw["metadata"]["uid"]) else None
 
     def resync(self, key: Key) -> None:
         """The next look applies everything to a consortium again, whatever others did meanwhile."""

@@ -32,15 +32,13 @@ def namespace(undefined: ControlPlane) -> Iterator[str]:
         yield name
 
 
-def older(crd: dict[str, Any]) -> dict[str, Any]:
-    """The CRD as it would be before `suspend` was thought of."""
+def older(crd: dict[str, Any], field: str = "suspend") -> dict[str, Any]:
+    """The CRD as it would be before a field of `spec` was thought of."""
     made = copy.deepcopy(crd)
     schema = made["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    del schema["properties"]["spec"]["properties"]["suspend"]
+    del schema["properties"]["spec"]["properties"][field]
     rules = schema["properties"]["spec"].get("x-kubernetes-validations", [])
-    schema["properties"]["spec"]["x-kubernetes-validations"] = [
-        r for r in rules if "suspend" not in r["rule"]
-    ]
+    schema["properties"]["spec"]["x-kubernetes-validations"] = [r for r in rules if field not in r["rule"]]
     return made
 
 
@@ -80,6 +78,18 @@ def test_without_the_crd_it_waits_and_with_an_old_one_it_does_nothing_but_say_so
         time.sleep(1.0)  # it would be made anew within that
         assert {name: pod["metadata"]["uid"] for name, pod in one.pods().items()} == pods
         assert f"pilot.{NAMES[0]}.1" not in one.plane.kubectl("get", "jobs", "-n", namespace, "-o", "name")
+
+        undefined.define(older(CRD, "attempt"))
+        eventually("it says so of another field", lambda: one.told("it lacks spec.attempt;"), within=20)
+        one.change(suspend=True)
+
+        def stopped() -> bool:
+            # A watch that was opened under the CRD before tells of objects without the fields that are new.
+            mark = f"example.com/touched={time.monotonic()}"
+            one.plane.kubectl("annotate", "pcmoe", "pilot", "-n", namespace, "--overwrite", mark)
+            return NAMES[1] not in one.pods()
+
+        eventually("the end of the pod that has a Job", stopped, within=60, every=1.0)
     finally:
         one.kill()
         undefined.define(CRD)
