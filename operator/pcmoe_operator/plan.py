@@ -5,7 +5,6 @@ for given machines and networks, and says what bounds them.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from pcmoe_operator.footprint import (
 )
 from pcmoe_operator.placement import LayerHosts
 from pcmoe_operator.schema import Consortium
-from pcmoe_operator.shape import ModelShape, read_shape
+from pcmoe_operator.shape import ModelShape, shape_in
 from pcmoe_operator.traffic import Layout, Traffic, layout_of, traffic_of
 
 
@@ -116,7 +115,7 @@ class Prediction:
 
 def shape_of(consortium: Consortium) -> ModelShape:
     """The model's shape; the configuration was checked when the manifest was parsed."""
-    return read_shape(json.loads(consortium.config))
+    return shape_in(consortium.config)
 
 
 def make_plan(consortium: Consortium) -> Plan:

@@ -3,15 +3,14 @@
 A rule is not asked when one of the fields it reads is broken by itself: its answer would mislead.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pcmoe_operator.constants import BYTE_LEVEL_VOCABULARY, COORDINATOR
 from pcmoe_operator.errors import Fault, ManifestError
 from pcmoe_operator.scalars import expert_numbers, expert_ranges
 from pcmoe_operator.schema import Consortium
-from pcmoe_operator.shape import ModelShape, read_shape
+from pcmoe_operator.shape import ModelShape, shape_in
 
 Found = Iterator[tuple[str, object, str]]
 """(path, value, message) of each fault."""
@@ -77,7 +76,7 @@ def _has_one_source(consortium: Consortium) -> bool:
 def _shape(consortium: Consortium) -> ModelShape | None:
     """The model's shape, or None if the configuration is at fault itself."""
     try:
-        return read_shape(json.loads(consortium.config)) if _has_one_source(consortium) else None
+        return shape_in(consortium.config) if _has_one_source(consortium) else None
     except ManifestError:
         return None
 
@@ -86,9 +85,10 @@ def _architecture_faults(consortium: Consortium) -> Sequence[Fault]:
     if not _has_one_source(consortium):
         return ()
     try:
-        read_shape(json.loads(consortium.config), config_path(consortium))
+        shape_in(consortium.config)
     except ManifestError as error:
-        return error.faults
+        here = config_path(consortium)
+        return [replace(fault, path=here + fault.path.removeprefix("config")) for fault in error.faults]
     return ()
 
 

@@ -3,6 +3,7 @@
 Keys are camelCase in the manifest and snake_case here. Rules between fields are in `rules.py`.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -256,12 +257,12 @@ class Consortium(Part):
         """What all partners hold identically."""
         return self.spec.agreement
 
-    @property
+    @cached_property
     def participants(self) -> tuple[Participant, ...]:
         """The participants sorted by name; a participant's index here is its number everywhere."""
         return tuple(sorted(self.agreement.participants, key=lambda participant: participant.name))
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the participants, sorted."""
         return tuple(participant.name for participant in self.participants)

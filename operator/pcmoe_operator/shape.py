@@ -7,6 +7,7 @@ norms, routers, shared experts, dense layers and the head.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import rfc8785
@@ -14,6 +15,8 @@ import rfc8785
 from pcmoe_operator.errors import Fault, ManifestError
 
 Config = Mapping[str, Any]
+KEPT_CONFIGURATIONS = 64
+"""Of so many texts what follows is kept: there are far fewer models than consortia."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +174,7 @@ def parse_config(text: str) -> dict[str, Any]:
     return config
 
 
+@lru_cache(maxsize=KEPT_CONFIGURATIONS)
 def canonical_config(text: str) -> str:
     """RFC 8785 JSON of a configuration text, to which 8 and 8.0 are one; ValueError with a reason."""
     try:
@@ -185,6 +189,12 @@ def read_shape(config: Config, path: str = "config") -> ModelShape:
     if faults:
         raise ManifestError(faults)
     return _shape(FAMILIES[config["model_type"]], _complete(config))
+
+
+@lru_cache(maxsize=KEPT_CONFIGURATIONS)
+def shape_in(text: str) -> ModelShape:
+    """The same of a configuration's text."""
+    return read_shape(json.loads(text))
 
 
 def _fault(path: str, key: str, value: object, rule: str, message: str) -> Fault:

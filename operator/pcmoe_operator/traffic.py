@@ -4,7 +4,6 @@ Per token and shared layer a host is used with probability 1 - C(E-h, k)/C(E, k)
 and the router picks k; then the hidden state goes to it once, whatever the number of its experts.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +13,7 @@ from pcmoe_node.exchange.base import Header, Kind, WireDtype
 from pcmoe_node.exchange.layout import padded, sections
 from pcmoe_operator.placement import LayerHosts, place
 from pcmoe_operator.schema import Consortium
-from pcmoe_operator.shape import ModelShape, read_shape
+from pcmoe_operator.shape import ModelShape, shape_in
 
 HEADER_BYTES = 64
 
@@ -83,7 +82,7 @@ class Layout:
 
 def layout_of(consortium: Consortium) -> Layout:
     """The layout of a consortium; its configuration was checked when the manifest was parsed."""
-    shape = read_shape(json.loads(consortium.config))
+    shape = shape_in(consortium.config)
     placement = place(consortium, shape)
     count, training = len(consortium.names), consortium.agreement.training
     most = max((layer.hosted_by(host) for layer in placement for host in range(count)), default=0)

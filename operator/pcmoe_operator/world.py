@@ -1,7 +1,7 @@
 """What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from pcmoe_operator.constants import KIND
@@ -33,6 +33,7 @@ class World:
     def __init__(self, changed: Callable[[Key], None]) -> None:
         self.consortia: dict[Key, Object] = {}
         self._children: dict[Key, dict[tuple[str, str], Object]] = {}
+        self._parted: dict[Key, dict[tuple[str, bool], list[Object]]] = {}
         self._unplaced: dict[Key, Rival] = {}
         """Consortia that want machines and have not all of them."""
         self._buried: dict[Key, set[str]] = {}
@@ -66,6 +67,7 @@ class World:
                 children[kind, name] = seen
             if not children:
                 del self._children[key]
+        self._parted.pop(key, None)
         self._changed(key)
 
     def wrote(self, key: Key, uid: str, status: Object) -> None:
@@ -92,14 +94,26 @@ class World:
 
     def children(self, key: Key, kind: str) -> list[Object]:
         """The Jobs or pods of a consortium, as it is there now: see `namesakes`."""
-        return [child for child, own in self._told(key, kind) if own]
+        return self._apart(key)[kind, True]
 
     def namesakes(self, key: Key, kind: str) -> list[Object]:
         """Jobs or pods that have a consortium's labels and aren't its own.
 
         They are of one that had its name before, or of a Job that was deleted, and on their way out.
         """
-        return [child for child, own in self._told(key, kind) if not own]
+        return self._apart(key)[kind, False]
+
+    def _apart(self, key: Key) -> Mapping[tuple[str, bool], list[Object]]:
+        """Jobs and pods, each kind's own and others; kept until something is told of any of them."""
+        found = self._parted.get(key)
+        if found is None:
+            found = {(kind, own): [] for kind in ("Job", "Pod") for own in (True, False)}
+            for kind in ("Job", "Pod"):
+                for child, own in self._told(key, kind):
+                    found[kind, own].append(child)
+            if key in self._children:
+                self._parted[key] = found
+        return found
 
     def _told(self, key: Key, kind: str) -> Iterator[tuple[Object, bool]]:
         """All of them, and whether each is the consortium's own. What has no owner was restored by somebody: it is."""
