@@ -80,16 +80,6 @@ class Access:
         return await handler(request)
 
 
-async def whole(answer: aiohttp.ClientResponse, limit: int) -> bytes:
-    """An answer's body; of one that is longer the first `limit` bytes."""
-    found = bytearray()
-    async for piece in answer.content.iter_any():  # one read gives what has arrived so far
-        found += piece
-        if len(found) >= limit:
-            break
-    return bytes(found[:limit])
-
-
 def _place(url: URL) -> tuple[str, str, int | None]:
     """Where an address leads, however it is written: in any case, with or without the port that goes without saying."""
     return url.scheme, (url.raw_host or "").lower(), url.port

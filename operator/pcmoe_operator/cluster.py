@@ -97,10 +97,8 @@ class Cluster:
             {"op": "test", "path": "/metadata/uid", "value": of["metadata"]["uid"]},
             {"op": "add", "path": "/status", "value": dict(status)},
         ]
-        query = {
-            "fieldManager": FIELD_MANAGER,
-            "fieldValidation": "Strict",
-        }  # or else fields are dropped without a word
+        # Strict: else fields that the CRD doesn't have are dropped without a word.
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
         await self._request("PATCH", _path(of) + "/status", query, steps, STEPS)
 
     async def create(self, body: Object) -> Object:

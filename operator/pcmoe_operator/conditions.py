@@ -24,6 +24,7 @@ from pcmoe_operator.standing import (
     failure_of,
     held_up,
     listed,
+    refusals,
     sentence,
     standing_of,
     state_of,
@@ -195,18 +196,14 @@ def _stopped(holding: Sequence[str], refused: Sequence[str]) -> Condition:
     """Whether what was to be suspended is: nobody has a pod, or may get one."""
     if not holding:
         return _condition("Suspended", "True", Reason.SuspendRequested)
-    text = sentence(listed(holding), Reason.Suspending) + _refusals(refused)
+    text = sentence(listed(holding), Reason.Suspending) + refusals(refused)
     return _condition("Suspended", "False", Reason.Suspending, text)
-
-
-def _refusals(refused: Sequence[str]) -> str:
-    return f" ({Reason.ApplyRefused.meaning}: {'; '.join(refused)})" if refused else ""
 
 
 def _placed(observation: Observation, rows: Sequence[Standing], end: Condition | None) -> list[Condition]:
     """Scheduled, Ready and Progressing."""
     if end is not None:
-        text = sentence("", Reason.RunOver) + _refusals(observation.refused)
+        text = sentence("", Reason.RunOver) + refusals(observation.refused)
         return [_condition(kind, "False", Reason.RunOver, text) for kind in PLACED]
     truth, reason, words = held_up(observation, rows)
     ready = bool(rows) and all(row.ready for row in rows)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
-from pcmoe_operator.access import Access, whole
+from pcmoe_operator.access import Access
 from pcmoe_operator.cluster import Cluster, ClusterError
 from pcmoe_operator.constants import KIND, OPERATOR
 from pcmoe_operator.events import Events, conditions_of
@@ -65,7 +65,7 @@ class Leader:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             self._reconciler = Reconciler(
-                self._cluster, self._settings, self._world, lambda url: _ask(session, url)
+                self._cluster, self._settings, self._world, lambda url: ask(session, url)
             )
             await self._crd.there()
             self._show()
@@ -166,9 +166,16 @@ async def first(*works: object) -> int:
         await asyncio.wait(tasks, timeout=END_SECONDS)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str) -> bytes | None:
-    """What a pod says of itself; None if it doesn't in time."""
+async def ask(session: aiohttp.ClientSession, url: str) -> bytes | None:
+    """What a pod says of itself; None if it doesn't in time. Of a longer answer the first `MAX_ANSWER` bytes."""
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
         async with session.get(url, allow_redirects=False) as answer:
-            return await whole(answer, MAX_ANSWER) if answer.status == 200 else None
+            if answer.status != 200:
+                return None
+            found = bytearray()
+            async for piece in answer.content.iter_any():  # one read gives what has arrived so far
+                found += piece
+                if len(found) >= MAX_ANSWER:
+                    break
+            return bytes(found[:MAX_ANSWER])
     return None

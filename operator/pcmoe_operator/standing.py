@@ -150,6 +150,11 @@ def sentence(who: str, reason: Reason, words: str = "") -> str:
     return f"{text}; {reason.remedy}" if reason.remedy else text
 
 
+def refusals(refused: Sequence[str]) -> str:
+    """What the API server refuses, to stand behind a sentence; empty where that is nothing."""
+    return f" ({Reason.ApplyRefused.meaning}: {'; '.join(refused)})" if refused else ""
+
+
 def listed(names: Sequence[str]) -> str:
     """Names, the first few of them."""
     more = len(names) - NAMES_SHOWN
@@ -288,9 +293,7 @@ def state_of(observation: Observation, rows: Sequence[Standing]) -> State:
 def held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:
     """Whether a consortium gets on, why or why not, and a sentence."""
     truth, reason, text = _held_up(observation, rows)
-    if observation.refused and reason is not Reason.ApplyRefused:
-        text += f" ({Reason.ApplyRefused.meaning}: {'; '.join(observation.refused)})"
-    return truth, reason, text
+    return truth, reason, text if reason is Reason.ApplyRefused else text + refusals(observation.refused)
 
 
 def _held_up(observation: Observation, rows: Sequence[Standing]) -> tuple[Truth, Reason, str]:

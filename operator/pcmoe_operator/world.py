@@ -1,7 +1,7 @@
 """What watches have told: consortia whole, their Jobs and pods cut down to what is looked at."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 from pcmoe_operator.constants import KIND
@@ -104,39 +104,30 @@ class World:
         return self._apart(key)[kind, False]
 
     def _apart(self, key: Key) -> Mapping[tuple[str, bool], list[Object]]:
-        """Jobs and pods, each kind's own and others; kept until something is told of any of them."""
-        found = self._parted.get(key)
-        if found is None:
-            found = {(kind, own): [] for kind in ("Job", "Pod") for own in (True, False)}
-            for kind in ("Job", "Pod"):
-                for child, own in self._told(key, kind):
-                    found[kind, own].append(child)
-            if key in self._children:
-                self._parted[key] = found
+        """Jobs and pods, each kind's own (True) and others; kept until something is told of any of them.
+
+        What has no owner was restored by somebody, and counts as own.
+        """
+        if (found := self._parted.get(key)) is not None:
+            return found
+        told = self._children.get(key, {}).items()
+        uid = self.consortia.get(key, {}).get("metadata", {}).get("uid")
+        found = {(kind, own): [] for kind in ("Job", "Pod") for own in (True, False)}
+        for job in (child for (kind, _), child in told if kind == "Job"):
+            found["Job", _is_of(job, {uid})].append(job)
+        jobs = {job["metadata"].get("uid") for job in found["Job", True]}
+        for pod in (child for (kind, _), child in told if kind == "Pod"):
+            labels = pod["metadata"].get("labels") or {}
+            own = labels.get(UID, uid) == uid if labels.get(ROLE) == "coordinator" else _is_of(pod, jobs)
+            found["Pod", own].append(pod)
+        if key in self._children:
+            self._parted[key] = found
         return found
 
-    def _told(self, key: Key, kind: str) -> Iterator[tuple[Object, bool]]:
-        """All of them, and whether each is the consortium's own. What has no owner was restored by somebody: it is."""
-        told = self._children.get(key, {})
-        uid = self.consortia.get(key, {}).get("metadata", {}).get("uid")
-        jobs = {name: job for (of, name), job in told.items() if of == "Job" and _owners(job) in ([], [uid])}
-        if kind == "Job":
-            for (of, name), child in told.items():
-                if of == kind:
-                    yield child, name in jobs
-            return
-        alive = {job["metadata"].get("uid") for job in jobs.values()}
-        for (of, _), child in told.items():
-            if of == kind:
-                labels = child["metadata"].get("labels") or {}
-                if labels.get(ROLE) == "coordinator":
-                    yield child, labels.get(UID, uid) == uid
-                else:
-                    yield child, not _owners(child) or not alive.isdisjoint(_owners(child))
 
-
-def _owners(child: Object) -> list[str | None]:
-    return [each.get("uid") for each in child["metadata"].get("ownerReferences") or ()]
+def _is_of(child: Object, uids: Collection[str | None]) -> bool:
+    owners = [each.get("uid") for each in child["metadata"].get("ownerReferences") or ()]
+    return not owners or any(owner in uids for owner in owners)
 
 
 def trimmed(seen: Object, kind: str) -> Object:

@@ -51,6 +51,8 @@ class Api:
         self.writes: list[str] = []
         self.refuses: set[str] = set()
         """Paths that nobody may change."""
+        self.deaf = False
+        """Whether Events can't be listed."""
         self.kill_at, self.sent, self.every = kill_at, sent, every
         for path, body in copy.deepcopy(dict(store or {})).items():
             self.put(path, body)
@@ -76,6 +78,8 @@ class Api:
     def _answer(self, method: str, path: str, body: Any, content_type: str) -> Object:
         if method == "GET":
             if path.endswith("/events"):
+                if self.deaf:
+                    raise ClusterError(f"GET {path}", 504, "too many Events")
                 return {"items": []}
             return self._found(method, path)
         if path in self.refuses:

@@ -451,34 +451,6 @@ def test_a_trimmed_pod_is_read_as_far_as_it_goes() -> None:
     assert the_pod(odd).restarts == 0
 
 
-def test_a_nodes_status_is_read_field_by_field() -> None:
-    page = {
-        "participant": "berlin",
-        "phase": "TRAINING",
-        "view": 3,
-        "committed": 11,
-        "waitingFor": None,
-        "round": 12,
-        "rounds": 20,
-        "step": 300,
-        "trainLoss": 1.7,
-        "heldOutLoss": 1.68,
-        "error": None,
-    }
-    assert NodeSeen.parse(json.dumps(page).encode()) == NodeSeen(
-        phase="TRAINING",
-        round=12,
-        rounds=20,
-        step=300,
-        train_loss=1.7,
-        held_out_loss=1.68,
-        waiting_for="",
-        view=3,
-        committed=11,
-        error="",
-    )
-
-
 def test_the_coordinators_status_is_read_field_by_field() -> None:
     members = [
         {"name": "berlin", "connected": True, "phase": "TRAINING"},

@@ -87,6 +87,17 @@ def test_a_manifest_that_breaks_rules_is_suspended_all_the_same_and_says_so() ->
     ]
 
 
+def test_events_that_cannot_be_listed_keep_nothing_from_being_done() -> None:
+    api = trains()
+    api.take(f"{PODS}/{BERLIN}-x")
+    job = api.store[f"{JOBS}/{BERLIN}"]
+    api.put(f"{JOBS}/{BERLIN}", {**job, "status": {"startTime": "2026-07-01T00:00:00Z"}})
+    api.deaf = True
+    api.look()
+    assert any(each.endswith("/events") for each in api.calls), "a Job without a pod: only Events tell why"
+    assert api.condition("Ready")[0] == "False" and api.status["ready"] == "1/2"
+
+
 def test_whoever_resumes_one_that_breaks_rules_does_not_wait_for_it() -> None:
     api = trains()
     api.change(local=[{"name": name} for name in NAMES], suspend=True)
